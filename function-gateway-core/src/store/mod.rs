@@ -1,0 +1,273 @@
+//! What the gateway keeps, and where: functions with their revisions, and records of executions.
+
+pub mod memory;
+mod page;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::{
+    DriverName, Function, FunctionId, FunctionKey, FunctionStatus, GatewayId, Generation, InvocationId,
+    InvocationRecord, Phase, PrincipalId, RecordFilter, Result, Retention, Revision, Statistics, StatisticsQuery,
+    TenantId, Timestamp, Version,
+};
+
+pub use page::{Cursor, CursorKind, Page, PageRequest, UnreadableRow};
+
+/// Which functions, for a list. All that is set has to hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FunctionFilter {
+    /// Created by this principal.
+    pub owner: Option<PrincipalId>,
+    /// With all these labels.
+    pub labels: Vec<(String, String)>,
+    /// In this phase.
+    pub phase: Option<Phase>,
+    /// Whose newest generation runs on this driver.
+    pub driver: Option<DriverName>,
+    /// Whose name starts with this.
+    pub name_prefix: Option<String>,
+}
+
+impl FunctionFilter {
+    /// Every function of the tenant.
+    #[must_use]
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Only those that a principal created.
+    #[must_use]
+    pub fn with_owner(mut self, owner: PrincipalId) -> Self {
+        self.owner = Some(owner);
+        self
+    }
+
+    /// Only those with a label.
+    #[must_use]
+    pub fn with_label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.push((key.into(), value.into()));
+        self
+    }
+
+    /// Only those in a phase.
+    #[must_use]
+    pub fn with_phase(mut self, phase: Phase) -> Self {
+        self.phase = Some(phase);
+        self
+    }
+
+    /// Only those on a driver.
+    #[must_use]
+    pub fn with_driver(mut self, driver: DriverName) -> Self {
+        self.driver = Some(driver);
+        self
+    }
+
+    /// Only those whose name starts with a text.
+    #[must_use]
+    pub fn with_name_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.name_prefix = Some(prefix.into());
+        self
+    }
+
+    /// Whether a function is meant.
+    #[must_use]
+    pub fn matches(&self, function: &Function) -> bool {
+        let Self { owner, labels, phase, driver, name_prefix } = self;
+        owner.as_ref().is_none_or(|owner| *owner == function.owner)
+            && labels.iter().all(|(key, value)| function.spec.labels.get(key) == Some(value))
+            && phase.is_none_or(|phase| phase == function.status.phase)
+            && driver.as_ref().is_none_or(|driver| *driver == function.spec.driver)
+            && name_prefix.as_ref().is_none_or(|prefix| function.key.name.as_str().starts_with(prefix.as_str()))
+    }
+}
+
+/// The right to reconcile a function, for a time. Writes that depend on it fail once another holder has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Lease {
+    /// The function.
+    pub function: FunctionId,
+    /// Its key.
+    pub key: FunctionKey,
+    /// Grows with each holder.
+    pub epoch: u64,
+}
+
+impl Lease {
+    /// Puts a lease together, as stores do.
+    #[must_use]
+    pub fn new(key: FunctionKey, function: FunctionId, epoch: u64) -> Self {
+        Self { function, key, epoch }
+    }
+}
+
+/// Keeps functions and their revisions.
+///
+/// # Behaviour
+/// - Methods that serve a caller look up by tenant and name, so that no tenant reaches another's functions. Methods that
+///   work across tenants say so.
+/// - A write is one transaction: all of it is kept, or nothing.
+/// - Time for leases is the store's own.
+///
+/// # Errors
+/// Beside those that a method names: [`ErrorKind::Store`](crate::ErrorKind::Store) where the store itself fails.
+///
+/// # Cancel safety
+/// A write whose future is dropped is done or not done, never half done.
+#[async_trait]
+pub trait FunctionStore: fmt::Debug + Send + Sync + 'static {
+    /// The identity of the gateway whose functions these are.
+    async fn gateway_id(&self) -> Result<GatewayId>;
+
+    /// Adds a function with its first revision.
+    ///
+    /// # Errors
+    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists) where the tenant has a function of the name.
+    async fn create(&self, function: &Function, revision: &Revision) -> Result<()>;
+
+    /// Reads a function.
+    async fn get(&self, key: &FunctionKey) -> Result<Option<Arc<Function>>>;
+
+    /// Replaces a function, adding a revision where there is a new generation, if its identity is the same and its
+    /// version is still `expected`. Gives it with its new version: the successor of `expected`.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound); [`Conflict`](crate::ErrorKind::Conflict) where the version differs or
+    /// another function bears the name now.
+    async fn update(
+        &self,
+        function: &Function,
+        expected: Version,
+        revision: Option<&Revision>,
+    ) -> Result<Arc<Function>>;
+
+    /// Reads a page of a tenant's functions, in the order of their names.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a cursor that is not of such a list.
+    async fn list(&self, tenant: &TenantId, filter: &FunctionFilter, page: &PageRequest)
+    -> Result<Page<Arc<Function>>>;
+
+    /// Reads one revision of a function.
+    async fn revision(
+        &self,
+        tenant: &TenantId,
+        function: FunctionId,
+        generation: Generation,
+    ) -> Result<Option<Arc<Revision>>>;
+
+    /// Reads a page of a function's revisions, newest first.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a cursor that is not of such a list.
+    async fn revisions(
+        &self,
+        tenant: &TenantId,
+        function: FunctionId,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<Revision>>>;
+
+    /// Takes the lease of a function for a time; `None` where somebody else holds it, or there is no such function.
+    async fn acquire_lease(&self, key: &FunctionKey, ttl: Duration) -> Result<Option<Lease>>;
+
+    /// Prolongs a lease.
+    ///
+    /// # Errors
+    /// [`Conflict`](crate::ErrorKind::Conflict) where it was lost.
+    async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()>;
+
+    /// Gives a lease back. One that was lost stays with its new holder.
+    async fn release_lease(&self, lease: &Lease) -> Result<()>;
+
+    /// Writes a function's status, if the lease still holds and the version is still `expected`. Gives the function
+    /// with its new version: the successor of `expected`.
+    ///
+    /// # Errors
+    /// [`Conflict`](crate::ErrorKind::Conflict) where either is no longer so.
+    async fn update_status(&self, lease: &Lease, expected: Version, status: &FunctionStatus) -> Result<Arc<Function>>;
+
+    /// Removes a function with its revisions, if the lease still holds and the version is still `expected`.
+    ///
+    /// # Errors
+    /// [`Conflict`](crate::ErrorKind::Conflict) where either is no longer so.
+    async fn delete(&self, lease: &Lease, expected: Version) -> Result<()>;
+
+    /// Across tenants: up to `limit` functions whose `reconcile_at` is not after `now`, the longest due first.
+    async fn scan_due(&self, now: Timestamp, limit: usize) -> Result<Vec<FunctionKey>>;
+
+    /// Across tenants: the function of an identity, for the sweep of an engine.
+    async fn find(&self, id: FunctionId) -> Result<Option<Arc<Function>>>;
+
+    /// Across tenants: a page of all functions, in the order of tenant and name.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a cursor that is not of such a list.
+    async fn scan_all(&self, page: &PageRequest) -> Result<Page<Arc<Function>>>;
+}
+
+/// How surely a record has to be kept when a write answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Durability {
+    /// It is in the store's buffer: it survives all but the death of this process.
+    Buffered,
+    /// It is committed: it survives the death of this process and of the machine, as far as the store survives those.
+    Durable,
+}
+
+/// Keeps records of executions, and figures over them.
+///
+/// # Behaviour
+/// - Reads go by tenant. Methods that work across tenants say so.
+/// - A record that is in a final state never changes again.
+/// - Statistics count each execution once, at the minute in which it ended, and outlive the records.
+///
+/// # Errors
+/// Beside those that a method names: [`ErrorKind::Store`](crate::ErrorKind::Store) where the store itself fails.
+#[async_trait]
+pub trait InvocationStore: fmt::Debug + Send + Sync + 'static {
+    /// Commits a record that is not in a final state, with [`Durability::Durable`].
+    ///
+    /// # Errors
+    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists) where there is a record of the id, in whichever tenant.
+    async fn begin(&self, record: InvocationRecord) -> Result<()>;
+
+    /// Keeps a record in its final state: a new one, or in place of the same one that was begun.
+    ///
+    /// # Errors
+    /// [`Conflict`](crate::ErrorKind::Conflict) where the record is in a final state already;
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) where the new state is not final.
+    async fn finish(&self, record: InvocationRecord, durability: Durability) -> Result<()>;
+
+    /// Waits until everything that was buffered when it was called is kept.
+    async fn flush(&self) -> Result<()>;
+
+    /// Reads a record.
+    async fn get(&self, tenant: &TenantId, id: InvocationId) -> Result<Option<Arc<InvocationRecord>>>;
+
+    /// Reads a page of a tenant's records, newest first, in the order of their ids (which are by time of creation).
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a cursor that is not of such a list.
+    async fn list(
+        &self,
+        tenant: &TenantId,
+        filter: &RecordFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<InvocationRecord>>>;
+
+    /// Figures over a tenant's executions.
+    async fn statistics(&self, tenant: &TenantId, query: &StatisticsQuery) -> Result<Statistics>;
+
+    /// Across tenants: deletes up to `limit` records in a final state that a retention does not keep. Says how many
+    /// were deleted; fewer than `limit` means that nothing is left to delete.
+    async fn retain(&self, retention: &Retention, now: Timestamp, limit: usize) -> Result<u64>;
+}
+
+/// Sorts a page's limit out: what was asked, within what a store gives at once.
+pub(crate) const MAX_PAGE: usize = 1000;
