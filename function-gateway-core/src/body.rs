@@ -45,7 +45,21 @@ pub struct Body(Kind);
 
 enum Kind {
     Bytes(Bytes),
-    Stream { stream: ByteStream, len: Option<u64> },
+    Stream { stream: Exclusive, len: Option<u64> },
+}
+
+/// A stream that is only ever reached by value, so that a body can be shared between threads although a stream can't:
+/// a reference to a call may be held across an `await`.
+struct Exclusive(Mutex<ByteStream>);
+
+impl Exclusive {
+    fn new(stream: ByteStream) -> Self {
+        Self(Mutex::new(stream))
+    }
+
+    fn into_inner(self) -> ByteStream {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Body {
@@ -58,7 +72,11 @@ impl Body {
     /// A body whose bytes come one after another. An error in the stream ends it.
     #[must_use]
     pub fn from_stream(stream: impl Stream<Item = Result<Bytes>> + Send + 'static) -> Self {
-        Self(Kind::Stream { stream: Box::pin(stream), len: None })
+        Self::streaming(Box::pin(stream), None)
+    }
+
+    fn streaming(stream: ByteStream, len: Option<u64>) -> Self {
+        Self(Kind::Stream { stream: Exclusive::new(stream), len })
     }
 
     /// Declares how long a stream is going to be, where that is known beforehand. Nothing is checked by it.
@@ -120,7 +138,7 @@ impl Body {
         }
         let mut stream = match self.0 {
             Kind::Bytes(bytes) => return Ok(bytes),
-            Kind::Stream { stream, .. } => stream,
+            Kind::Stream { stream, .. } => stream.into_inner(),
         };
         let Some(first) = stream.next().await.transpose()? else { return Ok(Bytes::new()) };
         let mut read = u64::try_from(first.len()).unwrap_or(u64::MAX);
@@ -141,7 +159,7 @@ impl Body {
         match self.0 {
             Kind::Bytes(bytes) if bytes.is_empty() => Box::pin(futures_util::stream::empty()),
             Kind::Bytes(bytes) => Box::pin(futures_util::stream::iter([Ok(bytes)])),
-            Kind::Stream { stream, .. } => stream,
+            Kind::Stream { stream, .. } => stream.into_inner(),
         }
     }
 
@@ -167,8 +185,8 @@ impl Body {
                 Self::from(bytes)
             }
             Kind::Stream { stream, len } => {
-                let stream: ByteStream = Box::pin(Observed { stream, observer: Some(observer), closing: None });
-                Self(Kind::Stream { stream, len })
+                let stream = stream.into_inner();
+                Self::streaming(Box::pin(Observed { stream, observer: Some(observer), closing: None }), len)
             }
         }
     }
@@ -178,12 +196,12 @@ impl Body {
     pub(crate) fn limited(self, limit: u64, kind: ErrorKind, what: &'static str) -> Self {
         let Kind::Stream { stream, len } = self.0 else { return self };
         let mut passed = 0_u64;
-        let stream = stream.map(move |chunk| {
+        let stream = stream.into_inner().map(move |chunk| {
             let chunk = chunk?;
             passed = passed.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
             if passed > limit { Err(Error::too_large(kind, what, limit)) } else { Ok(chunk) }
         });
-        Self(Kind::Stream { stream: Box::pin(EndAfterError { stream: Some(Box::pin(stream)) }), len })
+        Self::streaming(Box::pin(EndAfterError { stream: Some(Box::pin(stream)) }), len)
     }
 
     /// Ends a stream with [`ErrorKind::DeadlineExceeded`] when the deadline passes, or when no chunk comes for `idle`.
@@ -194,9 +212,10 @@ impl Body {
         if deadline.is_none() && idle.is_none() {
             return Self(Kind::Stream { stream, len });
         }
+        let stream = Some(stream.into_inner());
         let total = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.instant().into())));
         let idle = idle.map(|idle| (idle, Box::pin(tokio::time::sleep(idle))));
-        Self(Kind::Stream { stream: Box::pin(Bounded { stream: Some(stream), total, idle }), len })
+        Self::streaming(Box::pin(Bounded { stream, total, idle }), len)
     }
 
     /// Splits off a handle that can take a stream back as long as nobody has polled it.
@@ -204,9 +223,9 @@ impl Body {
         match self.0 {
             Kind::Bytes(bytes) => (Self::from(bytes.clone()), Reclaim(Kept::Bytes(bytes))),
             Kind::Stream { stream, len } => {
-                let slot = Arc::new(Mutex::new(Some(stream)));
-                let reading: ByteStream = Box::pin(Unpolled { slot: Some(Arc::clone(&slot)), stream: None });
-                (Self(Kind::Stream { stream: reading, len }), Reclaim(Kept::Stream { slot, len }))
+                let slot = Arc::new(Mutex::new(Some(stream.into_inner())));
+                let reading = Box::pin(Unpolled { slot: Some(Arc::clone(&slot)), stream: None });
+                (Self::streaming(reading, len), Reclaim(Kept::Stream { slot, len }))
             }
         }
     }
@@ -433,7 +452,7 @@ impl Reclaim {
             Kept::Bytes(bytes) => Some(Body::from(bytes)),
             Kept::Stream { slot, len } => {
                 let stream = slot.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-                Some(Body(Kind::Stream { stream, len }))
+                Some(Body::streaming(stream, len))
             }
         }
     }

@@ -139,6 +139,13 @@ impl CallContext {
         self
     }
 
+    /// The context of one invocation: with an id and the trace of its own hop.
+    pub(crate) fn for_invocation(mut self, id: InvocationId, trace: TraceParent) -> Self {
+        self.invocation = Some(id);
+        self.trace = Some(trace);
+        self
+    }
+
     pub(crate) fn with_attempt(mut self, attempt: u32) -> Self {
         self.attempt = attempt;
         self

@@ -1,5 +1,6 @@
 //! What an author of a driver implements: the one way from the gateway to an engine.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -252,7 +253,7 @@ pub struct DriverRequest {
     /// The method.
     pub method: Method,
     /// The path below the function, raw, starting with `/`; empty for none.
-    pub path: String,
+    pub path: Cow<'static, str>,
     /// The query, raw, without `?`.
     pub query: Option<String>,
     /// The caller's headers. [`call_headers`] gives those that the gateway adds.
@@ -275,7 +276,7 @@ impl DriverRequest {
         Self {
             revision,
             method: Method::POST,
-            path: String::new(),
+            path: Cow::Borrowed(""),
             query: None,
             headers: HeaderMap::new(),
             body: body.into(),

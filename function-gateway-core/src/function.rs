@@ -361,7 +361,7 @@ pub struct Timeouts {
     /// One attempt, until its answer is complete (until it starts, where it streams).
     #[serde(rename = "attempt_ms", default, with = "millis::option", skip_serializing_if = "Option::is_none")]
     pub attempt: Option<Duration>,
-    /// From the call to the first byte of the answer's body.
+    /// From the call until the function's answer starts; until it is complete where it does not stream.
     #[serde(rename = "first_byte_ms", default, with = "millis::option", skip_serializing_if = "Option::is_none")]
     pub first_byte: Option<Duration>,
     /// Between two chunks of a streamed answer.
@@ -582,12 +582,14 @@ pub struct Revision {
     pub created_at: Timestamp,
     /// Who made it.
     pub created_by: PrincipalId,
+    /// Who created the function.
+    pub owner: PrincipalId,
     /// Why it was made.
     pub reason: RevisionReason,
 }
 
 impl Revision {
-    /// Puts a revision together, as stores and tests do.
+    /// Puts a revision together, as stores and tests do. Its maker is taken as the owner of the function.
     #[must_use]
     pub fn new(
         key: FunctionKey,
@@ -598,7 +600,22 @@ impl Revision {
         reason: RevisionReason,
     ) -> Self {
         let (created_at, created_by) = created;
-        Self { key, function, generation, spec, created_at, created_by, reason }
+        let owner = created_by.clone();
+        Self { key, function, generation, spec, created_at, created_by, owner, reason }
+    }
+
+    /// A revision that is never stored, to check a specification with.
+    pub(crate) fn for_check(spec: FunctionSpec) -> crate::Result<Self> {
+        let key = FunctionKey::new("check".parse()?, "check".parse()?);
+        let created = (Timestamp::default(), PrincipalId::new("check")?);
+        Ok(Self::new(key, FunctionId::generate(), Generation::FIRST, spec, created, RevisionReason::Created))
+    }
+
+    /// Says who created the function, where that is not the maker of this revision.
+    #[must_use]
+    pub fn with_owner(mut self, owner: PrincipalId) -> Self {
+        self.owner = owner;
+        self
     }
 }
 
@@ -635,7 +652,7 @@ impl Function {
         Self {
             key: revision.key.clone(),
             id: revision.function,
-            owner: revision.created_by.clone(),
+            owner: revision.owner.clone(),
             spec: revision.spec.clone(),
             generation: revision.generation,
             version: Version::FIRST,

@@ -348,6 +348,7 @@ pub struct CallState {
     pub created_at: Timestamp,
     started: Instant,
     attempts: AtomicU32,
+    first_sent_after: AtomicU64,
     timings: [AtomicU64; 5],
     request_bytes: AtomicU64,
     response_bytes: AtomicU64,
@@ -368,6 +369,7 @@ impl CallState {
             created_at,
             started: monotonic_now(),
             attempts: AtomicU32::new(0),
+            first_sent_after: AtomicU64::new(ABSENT),
             timings: [const { AtomicU64::new(ABSENT) }; 5],
             request_bytes: AtomicU64::new(ABSENT),
             response_bytes: AtomicU64::new(0),
@@ -413,8 +415,19 @@ impl CallState {
         self.attempts.load(Ordering::Relaxed)
     }
 
+    /// Counts an attempt, and remembers when the first one began.
     pub(crate) fn count_attempt(&self) {
-        self.attempts.fetch_add(1, Ordering::Relaxed);
+        if self.attempts.fetch_add(1, Ordering::Relaxed) == 0 {
+            let micros = u64::try_from(self.elapsed().as_micros()).unwrap_or(ABSENT - 1);
+            self.first_sent_after.store(micros, Ordering::Relaxed);
+        }
+    }
+
+    /// When the call was first handed to the driver.
+    #[must_use]
+    pub fn started_at(&self) -> Option<Timestamp> {
+        let after = self.first_sent_after.load(Ordering::Relaxed);
+        (after != ABSENT).then(|| self.created_at.plus(Duration::from_micros(after)))
     }
 
     /// The size of the payload, where it is known.
@@ -584,14 +597,23 @@ impl Invocation {
     /// A second call like this one, for another attempt; `None` where the payload is a stream.
     #[must_use]
     pub fn try_clone(&self) -> Option<Self> {
-        Some(Self {
+        Some(self.clone_with(self.request.body.try_clone()?))
+    }
+
+    pub(crate) fn clone_with(&self, body: Body) -> Self {
+        Self {
             cx: self.cx.clone(),
-            request: self.request.try_clone()?,
+            request: self.request.clone_with(body),
             revision: Arc::clone(&self.revision),
             state: Arc::clone(&self.state),
             secrets: self.secrets.clone(),
             durable_start: self.durable_start.clone(),
-        })
+        }
+    }
+
+    pub(crate) fn with_revision(mut self, revision: Arc<Revision>) -> Self {
+        self.revision = revision;
+        self
     }
 }
 

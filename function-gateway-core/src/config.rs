@@ -1,0 +1,129 @@
+//! What a host sets for a whole gateway. A value: nothing is read from the environment.
+
+use std::time::Duration;
+
+use crate::{FunctionSpec, KeepPayloads, RecordMode, Retention};
+
+/// Settings of a gateway. Each has a default.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct GatewayConfig {
+    /// How long a process may go on using a route that another process has changed. A retired revision stays for this
+    /// long and its longest call. Default: 1 s.
+    pub route_ttl: Duration,
+    /// How many routes and pipelines are held in memory. Default: 10,000.
+    pub max_cached_routes: u64,
+    /// The whole time of a call whose specification sets none and that does not stream. Default: 30 s.
+    pub default_total_timeout: Duration,
+    /// The time between two chunks of a streamed answer whose specification sets none. Default: 60 s.
+    pub default_idle_timeout: Duration,
+    /// The time that a new revision has to get ready, whose specification sets none. Default: 5 min.
+    pub default_ready_timeout: Duration,
+    /// How long a revision that streams without a total time is kept for calls that may still run on it, once it no
+    /// longer serves. Default: 1 h.
+    pub max_drain: Duration,
+    /// How long `create`, `update` and `delete` wait for the engine where the caller sets no deadline. Default: 30 s.
+    pub default_manage_wait: Duration,
+    /// The time of one operation of a driver, but for `invoke`. Default: 30 s.
+    pub driver_timeout: Duration,
+    /// The largest payload of a function that sets no limit, and the bound on any. Default: 16 MiB.
+    pub max_request_bytes: u64,
+    /// The largest result that is not streamed, of a function that sets no limit, and the bound on any. Default: 16 MiB.
+    pub max_response_bytes: u64,
+    /// What is recorded of executions whose specification does not say.
+    pub record: RecordDefaults,
+    /// How long records are kept. Default: all of them.
+    pub retention: Retention,
+    /// Time between two runs of the retention. Default: 1 min.
+    pub retention_interval: Duration,
+    /// How long a process holds the right to reconcile a function before another may take over. Default: 60 s.
+    pub lease_ttl: Duration,
+    /// Time between two looks for functions that are due. Default: 500 ms.
+    pub reconcile_interval: Duration,
+    /// Time between two comparisons of the stored functions with what the engines hold. Default: 5 min.
+    pub sweep_interval: Duration,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        const MIB: u64 = 1024 * 1024;
+        Self {
+            route_ttl: Duration::from_secs(1),
+            max_cached_routes: 10_000,
+            default_total_timeout: Duration::from_secs(30),
+            default_idle_timeout: Duration::from_secs(60),
+            default_ready_timeout: Duration::from_secs(300),
+            max_drain: Duration::from_secs(3600),
+            default_manage_wait: Duration::from_secs(30),
+            driver_timeout: Duration::from_secs(30),
+            max_request_bytes: 16 * MIB,
+            max_response_bytes: 16 * MIB,
+            record: RecordDefaults::default(),
+            retention: Retention::keep_all(),
+            retention_interval: Duration::from_secs(60),
+            lease_ttl: Duration::from_secs(60),
+            reconcile_interval: Duration::from_millis(500),
+            sweep_interval: Duration::from_secs(300),
+        }
+    }
+}
+
+impl GatewayConfig {
+    /// The whole time of a call of a function; `None` for one that streams and sets none.
+    pub(crate) fn total_timeout(&self, spec: &FunctionSpec) -> Option<Duration> {
+        spec.timeouts.total.or((!spec.streaming).then_some(self.default_total_timeout))
+    }
+
+    /// How long a call may go on on a revision that no longer serves.
+    pub(crate) fn longest_call(&self, spec: &FunctionSpec) -> Duration {
+        self.total_timeout(spec).unwrap_or(self.max_drain)
+    }
+
+    pub(crate) fn request_limit(&self, spec: &FunctionSpec) -> u64 {
+        spec.limits.max_request_bytes.unwrap_or(self.max_request_bytes)
+    }
+
+    /// A stream is bounded only where its specification says so.
+    pub(crate) fn response_limit(&self, spec: &FunctionSpec) -> u64 {
+        let default = if spec.streaming { u64::MAX } else { self.max_response_bytes };
+        spec.limits.max_response_bytes.unwrap_or(default)
+    }
+}
+
+/// What is recorded of executions whose specification does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecordDefaults {
+    /// How surely. Default: [`RecordMode::Buffered`].
+    pub mode: RecordMode,
+    /// Whether payload and result are kept. Default: [`KeepPayloads::Never`].
+    pub payloads: KeepPayloads,
+    /// How much of payload and result each is kept, in bytes. Default: 16 KiB.
+    pub max_payload_bytes: u32,
+    /// How much of the log is kept, in bytes. Default: 64 KiB.
+    pub max_log_bytes: u32,
+}
+
+impl Default for RecordDefaults {
+    fn default() -> Self {
+        Self {
+            mode: RecordMode::Buffered,
+            payloads: KeepPayloads::Never,
+            max_payload_bytes: 16 * 1024,
+            max_log_bytes: 64 * 1024,
+        }
+    }
+}
+
+impl RecordDefaults {
+    /// What holds for a function.
+    pub(crate) fn for_spec(self, spec: &FunctionSpec) -> Self {
+        let own = &spec.record;
+        Self {
+            mode: own.mode.unwrap_or(self.mode),
+            payloads: own.payloads.unwrap_or(self.payloads),
+            max_payload_bytes: own.max_payload_bytes.unwrap_or(self.max_payload_bytes),
+            max_log_bytes: own.max_log_bytes.unwrap_or(self.max_log_bytes),
+        }
+    }
+}

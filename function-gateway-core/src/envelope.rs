@@ -1,0 +1,169 @@
+//! The format `envelope`: JSON with a context beside the payload, both ways. See `docs/architecture.md`.
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use crate::invocation::{Injected, JSON};
+use crate::{
+    CallContext, Error, ErrorKind, FunctionFailure, InvokeResponse, LogSink, Outcome, Result, Revision, SecretDelivery,
+    Timestamp,
+};
+
+#[derive(Serialize)]
+struct Request<'a> {
+    context: Value,
+    payload: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Answer<'a> {
+    #[serde(default)]
+    context: AnswerContext,
+    #[serde(borrow, default)]
+    payload: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize, Default)]
+struct AnswerContext {
+    #[serde(default)]
+    error: Option<AnswerError>,
+    #[serde(default)]
+    logs: AnswerLogs,
+}
+
+#[derive(Deserialize)]
+struct AnswerError {
+    message: String,
+    #[serde(default, rename = "type")]
+    kind: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+struct AnswerLogs {
+    #[serde(default)]
+    stdout: Vec<String>,
+    #[serde(default)]
+    stderr: Vec<String>,
+}
+
+/// Puts a payload and the call's context into an envelope. An empty payload is `null`.
+pub(crate) fn wrap(cx: &CallContext, revision: &Revision, payload: &Bytes, secrets: &[Injected]) -> Result<Bytes> {
+    let payload = if payload.is_empty() { &b"null"[..] } else { payload };
+    let payload: &RawValue = serde_json::from_slice(payload).map_err(|error| {
+        Error::new(ErrorKind::InvalidInput, "the payload is not JSON, which the function's envelope needs")
+            .with_context("line", error.line().to_string())
+            .with_context("column", error.column().to_string())
+    })?;
+    let mut context = json!({
+        "invocation_id": cx.invocation_id(),
+        "function": revision.key.name,
+        "tenant": revision.key.tenant,
+        "generation": revision.generation,
+        "attempt": cx.attempt(),
+        "traceparent": cx.trace(),
+        "deadline": cx.deadline().map(|deadline| Timestamp::now().plus(deadline.remaining())),
+    });
+    let mut values = Map::new();
+    for binding in &revision.spec.secrets {
+        let SecretDelivery::Envelope(field) = &binding.deliver else { continue };
+        let injected = secrets.iter().find(|injected| injected.name == binding.secret);
+        if let Some(injected) = injected {
+            values.insert(field.clone(), Value::from(injected.value.expose_str()?));
+        }
+    }
+    if let Some(context) = context.as_object_mut() {
+        context.insert("secrets".to_owned(), values.into());
+    }
+    let bytes = serde_json::to_vec(&Request { context, payload }).map_err(|error| {
+        Error::new(ErrorKind::Internal, "the function's envelope could not be written").with_source(error)
+    })?;
+    Ok(bytes.into())
+}
+
+/// Takes an answer out of its envelope. A failure that the protocol itself tells of (an exit status) stays one,
+/// whatever stands in the body.
+pub(crate) fn unwrap(mut response: InvokeResponse, logs: &LogSink) -> Result<InvokeResponse> {
+    let Some(body) = response.body.as_bytes().cloned() else {
+        return Err(Error::new(ErrorKind::Internal, "an envelope was not read whole"));
+    };
+    let answer: Answer<'_> = match serde_json::from_slice(&body) {
+        Ok(answer) => answer,
+        Err(_) if !response.outcome.is_success() => return Ok(response),
+        Err(error) => {
+            return Err(Error::new(ErrorKind::InvalidOutput, "the function's answer is not an envelope")
+                .with_context("line", error.line().to_string())
+                .with_context("column", error.column().to_string())
+                .with_detail(error.to_string()));
+        }
+    };
+    for line in answer.context.logs.stdout.iter().chain(&answer.context.logs.stderr) {
+        logs.write(line.as_bytes());
+        logs.write(b"\n");
+    }
+    if let Some(AnswerError { message, kind }) = answer.context.error {
+        let mut failure = match response.outcome {
+            Outcome::Failed(failure) => failure,
+            Outcome::Succeeded | Outcome::Rejected => FunctionFailure::default(),
+        };
+        failure.message = message;
+        failure.kind = kind;
+        response.outcome = Outcome::Failed(failure);
+        if response.status.is_success() {
+            response.status = http::StatusCode::INTERNAL_SERVER_ERROR;
+        }
+    }
+    let payload = answer.payload.map_or("null", RawValue::get);
+    response.headers.insert(CONTENT_TYPE, JSON);
+    response.body = Bytes::copy_from_slice(payload.as_bytes()).into();
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::*;
+
+    fn answer(status: StatusCode, body: &'static str) -> Result<InvokeResponse> {
+        unwrap(InvokeResponse::new(status, body), &LogSink::detached(100))
+    }
+
+    fn payload(response: &InvokeResponse) -> &[u8] {
+        response.body.as_bytes().unwrap()
+    }
+
+    #[test]
+    fn a_payload_is_taken_out() {
+        let response = answer(StatusCode::OK, r#"{"context":{"error":null},"payload":{"a":1}}"#).unwrap();
+        assert_eq!(payload(&response), br#"{"a":1}"#);
+        assert_eq!(response.outcome, Outcome::Succeeded);
+    }
+
+    #[test]
+    fn an_error_of_the_function_is_its_outcome() {
+        let body = r#"{"context":{"error":{"type":"TypeError","message":"no"}},"payload":null}"#;
+        let response = answer(StatusCode::OK, body).unwrap();
+        let Outcome::Failed(failure) = response.outcome else { panic!("not failed") };
+        assert_eq!((failure.message.as_str(), failure.kind.as_deref()), ("no", Some("TypeError")));
+        assert_eq!(response.status, StatusCode::INTERNAL_SERVER_ERROR);
+    }
+
+    #[test]
+    fn no_envelope_is_an_invalid_output_unless_the_function_failed() {
+        let error = answer(StatusCode::OK, "hello").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOutput);
+        let response = answer(StatusCode::INTERNAL_SERVER_ERROR, "hello").unwrap();
+        assert_eq!(payload(&response), b"hello");
+    }
+
+    #[test]
+    fn logs_go_to_the_log() {
+        let logs = LogSink::detached(100);
+        let body = r#"{"context":{"logs":{"stdout":["a"],"stderr":["b"]}},"payload":1}"#;
+        unwrap(InvokeResponse::new(StatusCode::OK, body), &logs).unwrap();
+        assert_eq!(logs.contents(), b"a\nb\n");
+    }
+}

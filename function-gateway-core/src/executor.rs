@@ -1,0 +1,488 @@
+//! The execution of functions: through middleware, to the driver, with a record.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::body::{Reclaim, timeout};
+use crate::host::Host;
+use crate::middleware::Endpoint;
+use crate::route::Serving;
+use crate::time::monotonic_now;
+use crate::{
+    Action, Body, CallContext, CallState, Delivery, DeploymentState, DriverRequest, Error, ErrorKind, FunctionKey,
+    FunctionRef, Invocation, InvocationId, InvocationRecord, InvokeRequest, InvokeResponse, LogSink, Next, Page,
+    PageRequest, PayloadFormat, Qualifier, RecordFilter, Result, Retry, Scope, SecretDelivery, SecretVariable, Stage,
+    Statistics, StatisticsQuery, TimedPhase, TraceParent, envelope,
+};
+
+/// Executes functions, and reads what is kept of executions.
+///
+/// New methods may be added: it is implemented by the gateway, not by hosts.
+#[async_trait]
+pub trait FunctionExecutor: std::fmt::Debug + Send + Sync + 'static {
+    /// Executes a function and gives its answer.
+    ///
+    /// Whatever the function answered is `Ok`, its own errors included: see [`InvokeResponse::outcome`]. The result of
+    /// a function that streams comes as it is made.
+    ///
+    /// # Errors
+    /// What is wrong with the call, or what the gateway or the engine could not do. Each names its kind, whether trying
+    /// again may help, and whether the function can have run. The context holds the invocation's id.
+    ///
+    /// # Cancel safety
+    /// Dropping the future, or the body of the answer, gives the call up; it is recorded as cancelled.
+    async fn invoke(&self, cx: &CallContext, function: &FunctionRef, request: InvokeRequest) -> Result<InvokeResponse>;
+
+    /// Reads the record of an execution.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] where the caller's tenant has none of this id.
+    async fn execution(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<InvocationRecord>>;
+
+    /// Reads a page of the tenant's records, newest first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for a cursor of another list.
+    async fn executions(
+        &self,
+        cx: &CallContext,
+        filter: &RecordFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<InvocationRecord>>>;
+
+    /// Figures over the tenant's executions.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    async fn statistics(&self, cx: &CallContext, query: &StatisticsQuery) -> Result<Statistics>;
+}
+
+/// Conveniences on every [`FunctionExecutor`].
+#[async_trait]
+pub trait FunctionExecutorExt: FunctionExecutor {
+    /// Executes a function with a value as JSON and reads its result as JSON.
+    ///
+    /// # Errors
+    /// Beside those of [`invoke`](FunctionExecutor::invoke): [`ErrorKind::FunctionBroken`] where the function failed or
+    /// refused the call, with its message; [`ErrorKind::InvalidOutput`] where the result does not fit `Out`.
+    async fn invoke_json<In, Out>(&self, cx: &CallContext, function: &FunctionRef, input: &In) -> Result<Out>
+    where
+        In: Serialize + Sync + ?Sized,
+        Out: DeserializeOwned,
+    {
+        const LIMIT: u64 = 256 * 1024 * 1024;
+        let response = self.invoke(cx, function, InvokeRequest::json(input)?).await?;
+        let id = response.invocation_id();
+        let named = |error: Error| match id {
+            Some(id) => error.with_context("invocation", id.to_string()),
+            None => error,
+        };
+        let message = match &response.outcome {
+            crate::Outcome::Succeeded => return response.json(LIMIT).await.map_err(named),
+            crate::Outcome::Rejected => format!("the function refused the call: {}", response.status),
+            crate::Outcome::Failed(failure) => format!("the function failed: {}", failure.message),
+        };
+        Err(named(Error::new(ErrorKind::FunctionBroken, message)))
+    }
+}
+
+impl<E: FunctionExecutor + ?Sized> FunctionExecutorExt for E {}
+
+/// The executor of a gateway.
+#[derive(Debug, Clone)]
+pub(crate) struct DefaultExecutor(pub(crate) Arc<Host>);
+
+#[async_trait]
+impl FunctionExecutor for DefaultExecutor {
+    async fn invoke(&self, cx: &CallContext, function: &FunctionRef, request: InvokeRequest) -> Result<InvokeResponse> {
+        let host = &*self.0;
+        let id = cx.invocation_id().unwrap_or_else(InvocationId::generate);
+        let result = match host.admit(cx, function, &request).await {
+            Ok((key, serving)) => host.run(cx, id, (key, function.qualifier()), serving, request).await,
+            Err(error) => {
+                metrics::counter!("function_gateway.refusals", "code" => error.kind().code()).increment(1);
+                Err(error)
+            }
+        };
+        result.map_err(|error| {
+            error
+                .with_operation("invoke")
+                .with_context("function", function.name().as_str())
+                .with_context("invocation", id.to_string())
+        })
+    }
+
+    async fn execution(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<InvocationRecord>> {
+        let record = self.0.invocations.get(cx.tenant(), id).await?;
+        let name = record.as_ref().map(|record| (&record.key.name, None));
+        self.0.authorize(cx, Action::ReadExecutions, name).await?;
+        record.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no execution {id}")))
+    }
+
+    async fn executions(
+        &self,
+        cx: &CallContext,
+        filter: &RecordFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<InvocationRecord>>> {
+        self.0.authorize(cx, Action::ReadExecutions, filter.name.as_ref().map(|name| (name, None))).await?;
+        self.0.invocations.list(cx.tenant(), filter, page).await
+    }
+
+    async fn statistics(&self, cx: &CallContext, query: &StatisticsQuery) -> Result<Statistics> {
+        self.0.authorize(cx, Action::ReadExecutions, query.name.as_ref().map(|name| (name, None))).await?;
+        self.0.invocations.statistics(cx.tenant(), query).await
+    }
+}
+
+impl Host {
+    /// Finds what serves, and refuses what can't be right before anything is spent on it.
+    async fn admit(
+        &self,
+        cx: &CallContext,
+        function: &FunctionRef,
+        request: &InvokeRequest,
+    ) -> Result<(FunctionKey, Arc<Serving>)> {
+        self.lifetime.check_open()?;
+        if cx.deadline().is_some_and(|deadline| deadline.has_passed()) {
+            return Err(timeout("total", Delivery::NotSent));
+        }
+        if !request.path.is_empty() && !request.path.starts_with('/') {
+            let message = format!("the path below the function starts with '/', not as {:?}", request.path);
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        let key = FunctionKey::new(cx.tenant().clone(), function.name().clone());
+        let found = self.routes.function(&self.functions, &key).await?;
+        match self.serving(&found, function.qualifier()).await {
+            Ok(serving) => Ok((key, serving)),
+            Err(error) => {
+                // Whoever may not call does not learn how the function is.
+                self.authorize(cx, Action::Invoke, Some((&key.name, Some(&found.owner)))).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn run(
+        &self,
+        cx: &CallContext,
+        id: InvocationId,
+        wanted: (FunctionKey, &Qualifier),
+        serving: Arc<Serving>,
+        request: InvokeRequest,
+    ) -> Result<InvokeResponse> {
+        let in_flight = self.lifetime.tasks.token();
+        let policy = self.config.record.for_spec(&serving.revision.spec);
+        let max_log = usize::try_from(policy.max_log_bytes).unwrap_or(usize::MAX);
+        let state = Arc::new(CallState::new(id, self.clock.now(), max_log));
+        if let Some(len) = request.body.len() {
+            state.set_request_bytes(len);
+        }
+        let trace = cx.trace().or_else(|| trace_of(&request)).map_or_else(TraceParent::root, TraceParent::child);
+        let cx = cx.clone().for_invocation(id, trace);
+        let cancelled = cx.cancellation().cloned();
+        let call = Box::new(Invocation::new(cx, request, Arc::clone(&serving.revision), Arc::clone(&state)));
+
+        let (outer, _) = serving.pipeline.split_after(Stage::Limit);
+        let dispatch = Dispatch { host: self, wanted, serving: &serving };
+        let answer = Next::new(outer, &dispatch).run(call);
+        let given_up = async {
+            match cancelled {
+                Some(cancelled) => cancelled.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
+        // The answer first: in most calls it is there at once, and no signal is waited for.
+        let result = tokio::select! {
+            biased;
+            result = answer => result,
+            () = self.lifetime.killed.cancelled() => Err(given_up_error("the gateway was stopped", &state)),
+            () = given_up => Err(given_up_error("the caller gave the call up", &state)),
+        };
+        match result {
+            Ok(mut response) => {
+                response.call = Some(state);
+                if response.body.is_stream() {
+                    response.body = std::mem::take(&mut response.body).with_guard(in_flight);
+                }
+                Ok(*response)
+            }
+            Err(error) => Err(state.redactor().error(error)),
+        }
+    }
+
+    /// What serves now that a deployment was found missing, deploying it again where each process has its own engine.
+    async fn recover(
+        self: &Host,
+        (key, qualifier): (&FunctionKey, &Qualifier),
+        missing: &Serving,
+        cx: &CallContext,
+    ) -> Result<Arc<Serving>> {
+        self.routes.invalidate(key).await;
+        let function = self.routes.function(&self.functions, key).await?;
+        let again = self.serving(&function, qualifier).await?;
+        if again.revision.generation == missing.revision.generation && again.capabilities.scope == Scope::PerProcess {
+            self.ensure_deployed(cx, &again).await?;
+        }
+        Ok(again)
+    }
+
+    /// Has a generation deployed in this process and waits until it is ready. One of many callers does it.
+    async fn ensure_deployed(&self, cx: &CallContext, serving: &Serving) -> Result<()> {
+        let Serving { driver, target, revision, capabilities, redeploying, .. } = serving;
+        let _one = redeploying.lock().await;
+        let mut status = self.bounded("status", driver.status(cx, target)).await?;
+        if status.state == DeploymentState::Missing {
+            let request = self.deploy_request(cx, revision, capabilities).await?;
+            status = self.bounded("deploy", driver.deploy(cx, target, request)).await?;
+        }
+        loop {
+            match status.state {
+                DeploymentState::Ready => return Ok(()),
+                DeploymentState::Failed => {
+                    return Err(Error::new(ErrorKind::NotReady, "the function could not be started again")
+                        .with_retry(Retry::Never)
+                        .with_detail(status.message));
+                }
+                DeploymentState::Missing | DeploymentState::Progressing => {
+                    tokio::time::sleep(status.poll_after.unwrap_or(POLL)).await;
+                    status = self.bounded("status", driver.status(cx, target)).await?;
+                }
+            }
+        }
+    }
+}
+
+/// How often a deployment is asked about whose driver does not say.
+pub(crate) const POLL: Duration = Duration::from_millis(50);
+
+fn given_up_error(message: &'static str, state: &CallState) -> Error {
+    let delivery = if state.attempts() == 0 { Delivery::NotSent } else { Delivery::Unknown };
+    Error::new(ErrorKind::Cancelled, message).with_delivery(delivery)
+}
+
+fn trace_of(request: &InvokeRequest) -> Option<TraceParent> {
+    request.headers.get(TraceParent::HEADER)?.to_str().ok()?.parse().ok()
+}
+
+/// Where a call leaves the part of the chain that lets it in, and enters the part that executes it.
+///
+/// A deployment that turns out to be missing sends the call through the second part once more, with the revision that
+/// serves by then: it is validated again, by that revision's schema.
+struct Dispatch<'a> {
+    host: &'a Host,
+    wanted: (FunctionKey, &'a Qualifier),
+    serving: &'a Arc<Serving>,
+}
+
+#[async_trait]
+impl Endpoint for Dispatch<'_> {
+    async fn call(&self, mut call: Box<Invocation>) -> Result<Box<InvokeResponse>> {
+        let limit = self.host.config.request_limit(&self.serving.revision.spec);
+        take_payload(&mut call, limit, self.serving.revision.spec.streaming).await?;
+        let (body, reclaim) = std::mem::take(&mut call.request.body).reclaimable();
+        call.request.body = body;
+        let again = Pristine::of(&call, reclaim);
+
+        match execute(self.host, self.serving, call).await {
+            Err(error) if error.kind() == ErrorKind::NotDeployed && error.delivery() == Delivery::NotSent => {
+                let Some(mut call) = again.restore() else { return Err(error) };
+                let (key, qualifier) = (&self.wanted.0, self.wanted.1);
+                let serving = self.host.recover((key, qualifier), self.serving, &call.cx).await?;
+                call.state().set_served_by(Arc::clone(&serving.revision));
+                call = call.with_revision(Arc::clone(&serving.revision));
+                execute(self.host, &serving, Box::new(call)).await
+            }
+            result => result,
+        }
+    }
+}
+
+/// A call as it was before the executing part of the chain saw it.
+struct Pristine {
+    call: Invocation,
+    reclaim: Reclaim,
+}
+
+impl Pristine {
+    fn of(call: &Invocation, reclaim: Reclaim) -> Self {
+        Self { call: call.clone_with(Body::empty()), reclaim }
+    }
+
+    /// `None` where the payload is a stream that was read.
+    fn restore(self) -> Option<Invocation> {
+        let mut call = self.call;
+        call.request.body = self.reclaim.take()?;
+        Some(call)
+    }
+}
+
+async fn execute(host: &Host, serving: &Arc<Serving>, call: Box<Invocation>) -> Result<Box<InvokeResponse>> {
+    let (_, inner) = serving.pipeline.split_after(Stage::Limit);
+    Next::new(inner, &DriverCall { host, serving }).run(call).await
+}
+
+/// Reads a payload whole, unless the function streams; either way within the limit.
+async fn take_payload(call: &mut Invocation, limit: u64, streaming: bool) -> Result<()> {
+    let too_large = || Error::too_large(ErrorKind::PayloadTooLarge, "payload", limit);
+    if call.request.body.len().is_some_and(|len| len > limit) {
+        return Err(too_large());
+    }
+    if !call.request.body.is_stream() {
+        return Ok(());
+    }
+    let body = std::mem::take(&mut call.request.body);
+    let state = Arc::clone(call.state());
+    if streaming {
+        state.set_request_bytes(0);
+        call.request.body = body.limited(limit, ErrorKind::PayloadTooLarge, "payload").observed(CountRequest(state));
+        return Ok(());
+    }
+    let bytes = body.collect(limit).await.map_err(|error| match error.kind() {
+        ErrorKind::PayloadTooLarge => too_large(),
+        _ => error.with_delivery(Delivery::NotSent),
+    })?;
+    state.set_request_bytes(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+    call.request.body = bytes.into();
+    Ok(())
+}
+
+struct CountRequest(Arc<CallState>);
+
+impl crate::body::BodyObserver for CountRequest {
+    fn chunk(&mut self, chunk: &Bytes) {
+        let before = self.0.request_bytes().unwrap_or(0);
+        self.0.set_request_bytes(before.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX)));
+    }
+
+    fn end(self, _: crate::BodyEnd<'_>) -> Option<crate::body::Closing> {
+        None
+    }
+}
+
+/// The end of the chain: one attempt by the driver.
+struct DriverCall<'a> {
+    host: &'a Host,
+    serving: &'a Arc<Serving>,
+}
+
+#[async_trait]
+impl Endpoint for DriverCall<'_> {
+    async fn call(&self, mut call: Box<Invocation>) -> Result<Box<InvokeResponse>> {
+        let Serving { driver, target, revision, .. } = &**self.serving;
+        let spec = &revision.spec;
+        if let Some(start) = &call.durable_start {
+            start.commit().await?;
+        }
+        let state = Arc::clone(call.state());
+        let max_response_bytes = self.host.config.response_limit(spec);
+        let logs = LogSink::new(Arc::clone(&state));
+        let request = self.request(&mut call, logs.clone(), max_response_bytes)?;
+        let idle = spec.timeouts.idle.unwrap_or(self.host.config.default_idle_timeout);
+        let deadline = call.cx.deadline();
+
+        state.count_attempt();
+        let sent = monotonic_now();
+        let timed = TimedDriver { state: Arc::clone(&state), sent };
+        let answer = async {
+            let invoke = driver.invoke(&call.cx, target, request);
+            let mut response = match spec.timeouts.first_byte {
+                Some(limit) => tokio::time::timeout(limit, invoke)
+                    .await
+                    .unwrap_or_else(|_| Err(timeout("first_byte", Delivery::Unknown)))?,
+                None => invoke.await?,
+            };
+            let body = std::mem::take(&mut response.body);
+            if spec.streaming {
+                response.body = body
+                    .limited(max_response_bytes, ErrorKind::OutputTooLarge, "result")
+                    .bounded(deadline, Some(idle))
+                    .observed(CountResponse { state: Arc::clone(&state), timed: Some(timed) });
+                return Ok(response);
+            }
+            response.body =
+                body.bounded(None, Some(idle)).collect(max_response_bytes).await.map_err(output_error)?.into();
+            drop(timed);
+            if spec.format == PayloadFormat::Envelope {
+                response = envelope::unwrap(response, &logs)?;
+            }
+            state.add_response_bytes(response.body.as_bytes().map_or(0, Bytes::len));
+            Ok(response)
+        };
+        match answer.await {
+            Ok(response) => Ok(Box::new(response)),
+            Err(error) => {
+                let error: Error = error;
+                Err(error.with_context("driver", spec.driver.as_str()))
+            }
+        }
+    }
+}
+
+impl DriverCall<'_> {
+    fn request(&self, call: &mut Invocation, logs: LogSink, max_response_bytes: u64) -> Result<DriverRequest> {
+        let Serving { revision, capabilities, .. } = &**self.serving;
+        let spec = &revision.spec;
+        let mut body = std::mem::take(&mut call.request.body);
+        if spec.format == PayloadFormat::Envelope {
+            let payload = body.as_bytes().cloned().unwrap_or_default();
+            body = envelope::wrap(&call.cx, revision, &payload, &call.secrets)?.into();
+            call.request.headers.insert(http::header::CONTENT_TYPE, crate::invocation::JSON);
+        }
+        let mut request = DriverRequest::new(Arc::clone(revision), body, logs);
+        request.method = std::mem::take(&mut call.request.method);
+        request.path = std::mem::take(&mut call.request.path);
+        request.query = call.request.query.take();
+        request.headers = std::mem::take(&mut call.request.headers);
+        request.max_response_bytes = max_response_bytes;
+        if capabilities.secrets_per_call {
+            for binding in &spec.secrets {
+                let SecretDelivery::Env(variable) = &binding.deliver else { continue };
+                let injected = call.secrets.iter().find(|injected| injected.name == binding.secret);
+                request.secrets.extend(injected.map(|injected| SecretVariable::new(variable, injected.value.clone())));
+            }
+        }
+        Ok(request)
+    }
+}
+
+/// A result that broke off is the function's failure; one that is too large is named as what it is.
+fn output_error(error: Error) -> Error {
+    match (error.kind(), error.context_value("limit_bytes").and_then(|limit| limit.parse().ok())) {
+        (ErrorKind::PayloadTooLarge, Some(limit)) => Error::too_large(ErrorKind::OutputTooLarge, "result", limit),
+        _ => error,
+    }
+}
+
+/// Adds the time since the call was sent to the phase of the driver when it is dropped.
+struct TimedDriver {
+    state: Arc<CallState>,
+    sent: std::time::Instant,
+}
+
+impl Drop for TimedDriver {
+    fn drop(&mut self) {
+        self.state.add_time(TimedPhase::Driver, monotonic_now().saturating_duration_since(self.sent));
+    }
+}
+
+struct CountResponse {
+    state: Arc<CallState>,
+    timed: Option<TimedDriver>,
+}
+
+impl crate::body::BodyObserver for CountResponse {
+    fn chunk(&mut self, chunk: &Bytes) {
+        self.state.add_response_bytes(chunk.len());
+    }
+
+    fn end(mut self, _: crate::BodyEnd<'_>) -> Option<crate::body::Closing> {
+        drop(self.timed.take());
+        None
+    }
+}

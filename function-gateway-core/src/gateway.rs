@@ -1,0 +1,466 @@
+//! The handle that a host holds, and how it is put together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+
+use crate::executor::DefaultExecutor;
+use crate::host::{Fixed, Host, Lifetime, MiddlewareSet};
+use crate::layers::{AttemptTimeout, Authorize, Limit, Observe, Overall, Record, Retrying};
+use crate::manager::DefaultManager;
+use crate::reconcile::{Reconciled, Swept};
+use crate::route::Routes;
+use crate::{
+    AllowWithinTenant, AuditLog, Authorizer, BoxStream, CallContext, Clock, Deadline, DriverName, DriverRegistry,
+    Error, ErrorKind, FaasDriver, Function, FunctionExecutor, FunctionFilter, FunctionKey, FunctionManager,
+    FunctionName, FunctionRef, FunctionSpec, FunctionStore, GatewayConfig, GatewayId, Generation, InvocationId,
+    InvocationRecord, InvocationStore, InvokeRequest, InvokeResponse, LogLine, LogQuery, MemoryAuditLog, Middleware,
+    MiddlewareFactory, Page, PageRequest, Precondition, RecordFilter, Result, Revision, SecretChain, SecretProvider,
+    Statistics, StatisticsQuery, SystemClock, Violation,
+};
+
+/// A gateway: manages and executes functions. Clones are handles to the same one.
+///
+/// It implements [`FunctionManager`] and [`FunctionExecutor`]. Call [`shutdown`](Self::shutdown) before the runtime
+/// ends: it drains what runs and writes what is buffered.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    host: Arc<Host>,
+    manager: DefaultManager,
+    executor: DefaultExecutor,
+}
+
+impl Gateway {
+    /// Starts to put a gateway together.
+    #[must_use]
+    pub fn builder() -> GatewayBuilder {
+        GatewayBuilder::default()
+    }
+
+    /// The identity under which this gateway's functions stand in the engines.
+    #[must_use]
+    pub fn id(&self) -> &GatewayId {
+        &self.host.gateway_id
+    }
+
+    /// The drivers, by the names under which specifications refer to them.
+    #[must_use]
+    pub fn drivers(&self) -> &DriverRegistry {
+        &self.host.drivers
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &GatewayConfig {
+        &self.host.config
+    }
+
+    /// The audit log.
+    #[must_use]
+    pub fn audit_log(&self) -> &Arc<dyn AuditLog> {
+        &self.host.audit
+    }
+
+    /// Does what is due for one function. The reconciler's task does it by itself.
+    ///
+    /// # Errors
+    /// Where the store fails. What an engine fails to do is in the function's status, and is tried again.
+    pub async fn reconcile_one(&self, key: &FunctionKey) -> Result<Reconciled> {
+        self.host.reconcile_one(key).await
+    }
+
+    /// Does what is due for the functions that have waited longest. Says how many were due. The reconciler's task does
+    /// it by itself.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn reconcile_due(&self) -> Result<usize> {
+        self.host.reconcile_due().await
+    }
+
+    /// Compares what the engines hold with what is stored: removes what belongs to no function, and has deployed again
+    /// what is gone. The reconciler's task does it by itself.
+    ///
+    /// # Errors
+    /// Where the store fails. An engine that can't be listed is left out.
+    pub async fn sweep(&self) -> Result<Swept> {
+        self.host.sweep().await
+    }
+
+    /// Deletes the records that the retention does not keep, in small batches. Says how many. A task does it by itself.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn apply_retention(&self) -> Result<u64> {
+        self.host.apply_retention().await
+    }
+
+    /// Ends the gateway: takes no new calls, waits for what runs for at most `grace`, gives up what still does, writes
+    /// what is buffered, and has the drivers let go of what belongs to this process. Calling it again does no harm.
+    ///
+    /// # Errors
+    /// The first thing that could not be ended or written; the rest is ended all the same.
+    pub async fn shutdown(&self, grace: Duration) -> Result<()> {
+        /// For what was given up to notice, and to be recorded.
+        const LAST: Duration = Duration::from_secs(5);
+        let Lifetime { tasks, closing, killed, .. } = &self.host.lifetime;
+        let deadline = Deadline::after(grace);
+        closing.cancel();
+        tasks.close();
+        let drained = tokio::time::timeout_at(deadline.instant().into(), tasks.wait()).await.is_ok();
+        killed.cancel();
+        let ended = drained || tokio::time::timeout(LAST, tasks.wait()).await.is_ok();
+        let mut result =
+            if ended { Ok(()) } else { Err(Error::new(ErrorKind::Internal, "a task of the gateway did not end")) };
+        result = result.and(self.host.invocations.flush().await);
+        for (_, driver) in self.host.drivers.iter() {
+            result = result.and(driver.shutdown(deadline.instant()).await);
+        }
+        result
+    }
+}
+
+/// Puts a [`Gateway`] together. What is needed is a store; without a driver no function can be created.
+///
+/// The built-in middleware (observe, authorize, record, deadlines, limits, retry) is always there.
+#[derive(Debug, Default)]
+pub struct GatewayBuilder {
+    config: GatewayConfig,
+    functions: Option<Arc<dyn FunctionStore>>,
+    invocations: Option<Arc<dyn InvocationStore>>,
+    drivers: Vec<(DriverName, Arc<dyn FaasDriver>)>,
+    for_all: Vec<Arc<dyn MiddlewareFactory>>,
+    by_choice: Vec<Arc<dyn MiddlewareFactory>>,
+    secrets: Vec<Arc<dyn SecretProvider>>,
+    authorizer: Option<Arc<dyn Authorizer>>,
+    audit: Option<Arc<dyn AuditLog>>,
+    clock: Option<Arc<dyn Clock>>,
+    handle: Option<Handle>,
+    without_reconciler: bool,
+}
+
+impl GatewayBuilder {
+    /// Changes the settings.
+    #[must_use]
+    pub fn config(mut self, config: GatewayConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Keeps functions and records in one store.
+    #[must_use]
+    pub fn store<S: FunctionStore + InvocationStore>(mut self, store: Arc<S>) -> Self {
+        self.functions = Some(Arc::clone(&store) as _);
+        self.invocations = Some(store);
+        self
+    }
+
+    /// Keeps functions in a store of their own.
+    #[must_use]
+    pub fn function_store(mut self, store: Arc<dyn FunctionStore>) -> Self {
+        self.functions = Some(store);
+        self
+    }
+
+    /// Keeps records of executions in a store of their own.
+    #[must_use]
+    pub fn invocation_store(mut self, store: Arc<dyn InvocationStore>) -> Self {
+        self.invocations = Some(store);
+        self
+    }
+
+    /// Registers a driver under the name by which specifications refer to it.
+    #[must_use]
+    pub fn driver(mut self, name: DriverName, driver: Arc<dyn FaasDriver>) -> Self {
+        self.drivers.push((name, driver));
+        self
+    }
+
+    /// Adds middleware to the calls of all functions.
+    #[must_use]
+    pub fn middleware(self, middleware: Arc<dyn Middleware>) -> Self {
+        self.middleware_for_all(Arc::new(Fixed(middleware)))
+    }
+
+    /// Has middleware made for each revision of all functions.
+    #[must_use]
+    pub fn middleware_for_all(mut self, factory: Arc<dyn MiddlewareFactory>) -> Self {
+        self.for_all.push(factory);
+        self
+    }
+
+    /// Offers middleware to functions that choose it by name.
+    #[must_use]
+    pub fn middleware_by_choice(mut self, factory: Arc<dyn MiddlewareFactory>) -> Self {
+        self.by_choice.push(factory);
+        self
+    }
+
+    /// Adds a provider of secrets, asked after those that were added before. It serves secrets that are handed over at
+    /// deployment; the middleware for secrets of each call takes a [`SecretChain`] of its own.
+    #[must_use]
+    pub fn secrets(mut self, provider: Arc<dyn SecretProvider>) -> Self {
+        self.secrets.push(provider);
+        self
+    }
+
+    /// Decides who may do what. Without, every principal may do everything within its own tenant.
+    #[must_use]
+    pub fn authorizer(mut self, authorizer: Arc<dyn Authorizer>) -> Self {
+        self.authorizer = Some(authorizer);
+        self
+    }
+
+    /// Keeps audit events. Without, the newest 10,000 are kept in memory.
+    #[must_use]
+    pub fn audit_log(mut self, log: Arc<dyn AuditLog>) -> Self {
+        self.audit = Some(log);
+        self
+    }
+
+    /// Takes the wall-clock time from a clock of the host's.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// Runs the gateway's tasks on a runtime. Without, on the one that `build` is called in.
+    #[must_use]
+    pub fn handle(mut self, handle: Handle) -> Self {
+        self.handle = Some(handle);
+        self
+    }
+
+    /// Starts no task that reconciles, sweeps and deletes by itself: the host calls
+    /// [`reconcile_due`](Gateway::reconcile_due), [`sweep`](Gateway::sweep) and
+    /// [`apply_retention`](Gateway::apply_retention).
+    #[must_use]
+    pub fn without_reconciler(mut self) -> Self {
+        self.without_reconciler = true;
+        self
+    }
+
+    /// Builds the gateway, and starts its tasks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Misconfigured`] where there is no store, no runtime, or two middleware at a stage that holds one;
+    /// [`ErrorKind::AlreadyExists`] where a name is taken; the store's own error where it can't be read.
+    pub async fn build(self) -> Result<Gateway> {
+        let missing = |what: &'static str| Error::new(ErrorKind::Misconfigured, what);
+        let functions = self.functions.ok_or_else(|| missing("a gateway needs a store for functions"))?;
+        let invocations = self.invocations.ok_or_else(|| missing("a gateway needs a store for records"))?;
+        let handle = match self.handle.map_or_else(Handle::try_current, Ok) {
+            Ok(handle) => handle,
+            Err(error) => return Err(missing("a gateway needs a tokio runtime").with_source(error)),
+        };
+        let mut drivers = DriverRegistry::new();
+        for (name, driver) in self.drivers {
+            drivers.register(name, driver)?;
+        }
+        let clock = self.clock.unwrap_or_else(|| Arc::new(SystemClock));
+        let authorizer = self.authorizer.unwrap_or_else(|| Arc::new(AllowWithinTenant));
+        let lifetime = Lifetime::new(handle);
+
+        let mut middleware = MiddlewareSet::default();
+        middleware.add_for_all(Arc::new(Fixed(Arc::new(Observe))));
+        middleware.add_for_all(Arc::new(Fixed(Arc::new(Authorize(Arc::clone(&authorizer))))));
+        middleware.add_for_all(Arc::new(Record {
+            store: Arc::clone(&invocations),
+            clock: Arc::clone(&clock),
+            defaults: self.config.record,
+            lifetime: lifetime.clone(),
+        }));
+        middleware.add_for_all(Arc::new(Overall(self.config.clone())));
+        middleware.add_for_all(Arc::new(Limit::default()));
+        middleware.add_for_all(Arc::new(Retrying));
+        middleware.add_for_all(Arc::new(AttemptTimeout));
+        self.for_all.into_iter().for_each(|factory| middleware.add_for_all(factory));
+        self.by_choice.into_iter().for_each(|factory| middleware.add_by_choice(factory));
+        middleware.check()?;
+
+        let host = Arc::new(Host {
+            gateway_id: functions.gateway_id().await?,
+            routes: Routes::new(&self.config),
+            config: self.config,
+            functions,
+            invocations,
+            drivers,
+            middleware,
+            secrets: SecretChain::new(self.secrets),
+            authorizer,
+            audit: self.audit.unwrap_or_else(|| Arc::new(MemoryAuditLog::default())),
+            clock,
+            lifetime,
+        });
+        if !self.without_reconciler {
+            host.start_tasks();
+        }
+        let (manager, executor) = (DefaultManager(Arc::clone(&host)), DefaultExecutor(Arc::clone(&host)));
+        Ok(Gateway { host, manager, executor })
+    }
+}
+
+impl Host {
+    /// Starts what a gateway does by itself, until it shuts down.
+    fn start_tasks(self: &Arc<Self>) {
+        let config = &self.config;
+        self.every(config.reconcile_interval, "reconcile", |host| async move {
+            // A full batch means that more is due.
+            while host.reconcile_due().await? > 0 && !host.lifetime.closing.is_cancelled() {}
+            Ok(())
+        });
+        self.every(config.sweep_interval, "sweep", |host| async move { host.sweep().await.map(drop) });
+        self.every(
+            config.retention_interval,
+            "retention",
+            |host| async move { host.apply_retention().await.map(drop) },
+        );
+    }
+
+    fn every<F>(
+        self: &Arc<Self>,
+        interval: Duration,
+        name: &'static str,
+        work: impl Fn(Arc<Self>) -> F + Send + Sync + 'static,
+    ) where
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        let host = Arc::clone(self);
+        self.lifetime.spawn(async move {
+            let closing = host.lifetime.closing.clone();
+            loop {
+                tokio::select! {
+                    () = closing.cancelled() => return,
+                    result = work(Arc::clone(&host)) => {
+                        if let Err(error) = result {
+                            tracing::warn!(task = name, ?error, "a task of the gateway failed and is run again");
+                        }
+                    }
+                }
+                tokio::select! {
+                    () = closing.cancelled() => return,
+                    () = tokio::time::sleep(interval) => {}
+                }
+            }
+        });
+    }
+
+    async fn apply_retention(&self) -> Result<u64> {
+        const BATCH: usize = 1000;
+        let mut deleted = 0;
+        loop {
+            let batch = self.invocations.retain(&self.config.retention, self.clock.now(), BATCH).await?;
+            deleted += batch;
+            if batch < BATCH as u64 {
+                return Ok(deleted);
+            }
+        }
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl FunctionManager for Gateway {
+    async fn create(&self, cx: &CallContext, name: &FunctionName, spec: FunctionSpec) -> Result<Arc<Function>> {
+        self.manager.create(cx, name, spec).await
+    }
+
+    async fn get(&self, cx: &CallContext, name: &FunctionName) -> Result<Arc<Function>> {
+        self.manager.get(cx, name).await
+    }
+
+    async fn update(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        spec: FunctionSpec,
+        condition: Precondition,
+    ) -> Result<Arc<Function>> {
+        self.manager.update(cx, name, spec, condition).await
+    }
+
+    async fn roll_back(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        to: Generation,
+        condition: Precondition,
+    ) -> Result<Arc<Function>> {
+        self.manager.roll_back(cx, name, to, condition).await
+    }
+
+    async fn rotate_secrets(&self, cx: &CallContext, name: &FunctionName) -> Result<Arc<Function>> {
+        self.manager.rotate_secrets(cx, name).await
+    }
+
+    async fn delete(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        condition: Precondition,
+    ) -> Result<Option<Arc<Function>>> {
+        self.manager.delete(cx, name, condition).await
+    }
+
+    async fn list(&self, cx: &CallContext, filter: &FunctionFilter, page: &PageRequest) -> Result<Page<Arc<Function>>> {
+        self.manager.list(cx, filter, page).await
+    }
+
+    async fn validate(&self, cx: &CallContext, spec: &FunctionSpec) -> Result<Vec<Violation>> {
+        self.manager.validate(cx, spec).await
+    }
+
+    async fn revisions(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<Revision>>> {
+        self.manager.revisions(cx, name, page).await
+    }
+
+    async fn revision(&self, cx: &CallContext, name: &FunctionName, generation: Generation) -> Result<Arc<Revision>> {
+        self.manager.revision(cx, name, generation).await
+    }
+
+    async fn logs(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, Result<LogLine>>> {
+        self.manager.logs(cx, name, query).await
+    }
+
+    async fn scale(&self, cx: &CallContext, name: &FunctionName, instances: u32) -> Result<()> {
+        self.manager.scale(cx, name, instances).await
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl FunctionExecutor for Gateway {
+    async fn invoke(&self, cx: &CallContext, function: &FunctionRef, request: InvokeRequest) -> Result<InvokeResponse> {
+        self.executor.invoke(cx, function, request).await
+    }
+
+    async fn execution(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<InvocationRecord>> {
+        self.executor.execution(cx, id).await
+    }
+
+    async fn executions(
+        &self,
+        cx: &CallContext,
+        filter: &RecordFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<InvocationRecord>>> {
+        self.executor.executions(cx, filter, page).await
+    }
+
+    async fn statistics(&self, cx: &CallContext, query: &StatisticsQuery) -> Result<Statistics> {
+        self.executor.statistics(cx, query).await
+    }
+}

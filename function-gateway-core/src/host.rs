@@ -1,0 +1,316 @@
+//! What a gateway consists of, shared by manager, executor and reconciler.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::capability::check_spec;
+use crate::middleware::Pipeline;
+use crate::route::Routes;
+use crate::{
+    Action, AuditEvent, AuditLog, Authorizer, CallContext, Clock, Decision, DriverRegistry, Error, ErrorKind,
+    FunctionName, FunctionSpec, FunctionStore, GatewayConfig, GatewayId, Generation, InvocationStore, Middleware,
+    MiddlewareFactory, PrincipalId, Resource, Result, Revision, SecretChain, Settings, SpecField, Violation,
+};
+
+pub(crate) struct Host {
+    pub(crate) config: GatewayConfig,
+    pub(crate) gateway_id: GatewayId,
+    pub(crate) functions: Arc<dyn FunctionStore>,
+    pub(crate) invocations: Arc<dyn InvocationStore>,
+    pub(crate) drivers: DriverRegistry,
+    pub(crate) middleware: MiddlewareSet,
+    pub(crate) secrets: SecretChain,
+    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) audit: Arc<dyn AuditLog>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) routes: Routes,
+    pub(crate) lifetime: Lifetime,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host")
+            .field("gateway_id", &self.gateway_id)
+            .field("drivers", &self.drivers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The tasks of a gateway, and the two signals that end it: no new work, and no work at all.
+#[derive(Debug, Clone)]
+pub(crate) struct Lifetime {
+    pub(crate) handle: Handle,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) closing: CancellationToken,
+    pub(crate) killed: CancellationToken,
+}
+
+impl Lifetime {
+    pub(crate) fn new(handle: Handle) -> Self {
+        let (closing, killed) = Default::default();
+        Self { handle, tasks: TaskTracker::new(), closing, killed }
+    }
+
+    /// Starts work that goes on when its caller goes away, and that a shutdown waits for.
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.tasks.spawn_on(work, &self.handle)
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closing.is_cancelled() {
+            return Err(Error::new(ErrorKind::ShuttingDown, "the gateway is shutting down"));
+        }
+        Ok(())
+    }
+}
+
+impl Host {
+    /// Asks the authorizer, and keeps the refusal of a change in the audit log.
+    pub(crate) async fn authorize(
+        &self,
+        cx: &CallContext,
+        action: Action,
+        function: Option<(&FunctionName, Option<&PrincipalId>)>,
+    ) -> Result<()> {
+        let resource = match function {
+            Some((name, owner)) => Resource::function(cx.tenant(), name, owner),
+            None => Resource::tenant(cx.tenant()),
+        };
+        match self.authorizer.authorize(cx, action, resource).await? {
+            Decision::Allow => Ok(()),
+            Decision::Deny => {
+                if matches!(action, Action::Create | Action::Update | Action::Delete) {
+                    let event = AuditEvent::new(self.clock.now(), cx, action, false);
+                    self.audit(match function {
+                        Some((name, _)) => event.on(name, None),
+                        None => event,
+                    })
+                    .await;
+                }
+                let message = format!("the principal may not {action} this");
+                Err(Error::new(ErrorKind::PermissionDenied, message))
+            }
+        }
+    }
+
+    /// Keeps a change in the audit log, and tells of it.
+    pub(crate) async fn audit_change(
+        &self,
+        cx: &CallContext,
+        action: Action,
+        name: &FunctionName,
+        generation: Option<Generation>,
+    ) {
+        self.audit(AuditEvent::new(self.clock.now(), cx, action, true).on(name, generation)).await;
+    }
+
+    async fn audit(&self, event: AuditEvent) {
+        tracing::info!(
+            target: "function_gateway::audit",
+            tenant = %event.tenant,
+            principal = %event.principal,
+            action = %event.action,
+            function = event.function.as_ref().map(FunctionName::as_str),
+            generation = event.generation.map(Generation::get),
+            allowed = event.allowed,
+        );
+        if let Err(error) = self.audit.append(event).await {
+            tracing::error!(target: "function_gateway::audit", ?error, "an audit event could not be kept");
+        }
+    }
+
+    /// Everything that is wrong with a specification: by itself, for its driver, and for its middleware.
+    pub(crate) async fn violations(&self, cx: &CallContext, spec: &FunctionSpec) -> Result<Vec<Violation>> {
+        let Some(driver) = self.drivers.get(&spec.driver) else {
+            let reason = format!("no driver is registered as {:?}; there are: {}", spec.driver, self.drivers.names());
+            return Ok(vec![Violation::new("/driver", reason)]);
+        };
+        let (info, capabilities) = (driver.info(), driver.capabilities(&spec.protocol));
+        let mut found = check_spec(spec, info, &capabilities, &self.middleware.claims(spec));
+        self.check_limits(spec, &mut found);
+        self.middleware.admit(spec, &mut found);
+        if spec.streaming && found.is_empty() {
+            self.check_streaming(spec, &mut found)?;
+        }
+        if found.is_empty() {
+            let check = driver.check(cx, spec);
+            found = self.bounded("check", check).await?;
+        }
+        Ok(found)
+    }
+
+    fn check_limits(&self, spec: &FunctionSpec, found: &mut Vec<Violation>) {
+        let sizes = [
+            ("/limits/max_request_bytes", spec.limits.max_request_bytes, self.config.max_request_bytes),
+            ("/limits/max_response_bytes", spec.limits.max_response_bytes, self.config.max_response_bytes),
+        ];
+        for (pointer, wanted, allowed) in sizes {
+            if !spec.streaming && wanted.is_some_and(|wanted| wanted > allowed) {
+                found.push(Violation::new(pointer, format!("is more than this gateway allows: {allowed}")));
+            }
+        }
+        if !spec.secrets.is_empty() && self.secrets.is_empty() {
+            found.push(Violation::new("/secrets", "this gateway has no secret provider"));
+        }
+    }
+
+    /// A middleware that reads bodies whole can't serve a function that streams.
+    fn check_streaming(&self, spec: &FunctionSpec, found: &mut Vec<Violation>) -> Result<()> {
+        let probe = Arc::new(Revision::for_check(spec.clone())?);
+        if let Some(reader) = self.middleware.pipeline(&probe)?.body_reader() {
+            let reason = format!("the middleware {:?} reads bodies whole, so the function can't stream", reader.name());
+            found.push(Violation::new("/streaming", reason));
+        }
+        Ok(())
+    }
+
+    /// Bounds one operation of a driver.
+    pub(crate) async fn bounded<T>(&self, operation: &'static str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.within(operation, self.config.driver_timeout, work).await
+    }
+
+    pub(crate) async fn within<T>(
+        &self,
+        operation: &'static str,
+        limit: Duration,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let result = match tokio::time::timeout(limit, work).await {
+            Ok(result) => result,
+            Err(_) => {
+                let message = format!("the driver did not answer within {} ms", limit.as_millis());
+                Err(Error::new(ErrorKind::Unavailable, message))
+            }
+        };
+        result.map_err(|error| error.with_operation(operation))
+    }
+}
+
+/// The middleware of a gateway: what is for all functions, and what a function may choose.
+#[derive(Debug, Default)]
+pub(crate) struct MiddlewareSet {
+    for_all: Vec<Arc<dyn MiddlewareFactory>>,
+    by_choice: Vec<Arc<dyn MiddlewareFactory>>,
+}
+
+impl MiddlewareSet {
+    pub(crate) fn add_for_all(&mut self, factory: Arc<dyn MiddlewareFactory>) {
+        self.for_all.push(factory);
+    }
+
+    pub(crate) fn add_by_choice(&mut self, factory: Arc<dyn MiddlewareFactory>) {
+        self.by_choice.push(factory);
+    }
+
+    /// Refuses two of a name to choose from, and two of a stage that holds one.
+    pub(crate) fn check(&self) -> Result<()> {
+        let mut names = BTreeSet::new();
+        for factory in &self.by_choice {
+            if !names.insert(factory.name()) {
+                let message = format!("two middleware are registered as {:?}", factory.name());
+                return Err(Error::new(ErrorKind::AlreadyExists, message));
+            }
+        }
+        let mut stages = BTreeSet::new();
+        for factory in &self.for_all {
+            if factory.stage().is_unique() && !stages.insert(factory.stage()) {
+                let message = format!(
+                    "the middleware {:?} stands at the stage {:?}, which holds one and is taken",
+                    factory.name(),
+                    factory.stage()
+                );
+                return Err(Error::new(ErrorKind::Misconfigured, message));
+            }
+        }
+        Ok(())
+    }
+
+    fn chosen<'a>(
+        &'a self,
+        spec: &'a FunctionSpec,
+    ) -> impl Iterator<Item = (usize, &'a Value, Option<&'a Arc<dyn MiddlewareFactory>>)> {
+        spec.middleware.iter().enumerate().map(|(position, choice)| {
+            let factory = self.by_choice.iter().find(|factory| factory.name() == choice.name);
+            (position, &choice.settings, factory)
+        })
+    }
+
+    fn claims(&self, spec: &FunctionSpec) -> BTreeSet<SpecField> {
+        let chosen = self.chosen(spec).filter_map(|(_, _, factory)| factory);
+        self.for_all.iter().chain(chosen).flat_map(|factory| factory.claims().iter().copied()).collect()
+    }
+
+    fn admit(&self, spec: &FunctionSpec, found: &mut Vec<Violation>) {
+        for factory in &self.for_all {
+            found.extend(factory.admit(spec, &Settings::none()));
+        }
+        let mut stages: BTreeSet<_> =
+            self.for_all.iter().map(|factory| factory.stage()).filter(|stage| stage.is_unique()).collect();
+        for (position, settings, factory) in self.chosen(spec) {
+            let at = format!("/middleware/{position}/name");
+            let Some(factory) = factory else {
+                let known = self.by_choice.iter().map(|factory| factory.name()).collect::<Vec<_>>().join(", ");
+                let known = if known.is_empty() { "none".to_owned() } else { known };
+                found.push(Violation::new(at, format!("there is no such middleware to choose; there are: {known}")));
+                continue;
+            };
+            let stage = factory.stage();
+            if stage.is_unique() && !stages.insert(stage) {
+                found.push(Violation::new(at, format!("the stage {stage:?} holds one middleware and is taken")));
+            }
+            found.extend(factory.admit(spec, &Settings::chosen(settings, position)));
+        }
+    }
+
+    /// The chain for a revision.
+    pub(crate) fn pipeline(&self, revision: &Arc<Revision>) -> Result<Pipeline> {
+        let mut chain: Vec<Arc<dyn Middleware>> = Vec::new();
+        for factory in &self.for_all {
+            chain.extend(factory.build(revision, &Value::Null)?);
+        }
+        for (position, settings, factory) in self.chosen(&revision.spec) {
+            let Some(factory) = factory else {
+                let name = revision.spec.middleware.get(position).map_or("", |choice| choice.name.as_str());
+                let message = format!("the function chooses the middleware {name:?}, which is no longer registered");
+                return Err(Error::new(ErrorKind::Misconfigured, message));
+            };
+            chain.extend(factory.build(revision, settings)?);
+        }
+        Pipeline::new(chain)
+    }
+}
+
+/// Middleware that is the same for every revision.
+#[derive(Debug)]
+pub(crate) struct Fixed(pub(crate) Arc<dyn Middleware>);
+
+impl MiddlewareFactory for Fixed {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn stage(&self) -> crate::Stage {
+        self.0.stage()
+    }
+
+    fn claims(&self) -> &[SpecField] {
+        self.0.claims()
+    }
+
+    fn admit(&self, _: &FunctionSpec, _: &Settings<'_>) -> Vec<Violation> {
+        Vec::new()
+    }
+
+    fn build(&self, _: &Arc<Revision>, _: &Value) -> Result<Option<Arc<dyn Middleware>>> {
+        Ok(Some(Arc::clone(&self.0)))
+    }
+}

@@ -1,0 +1,381 @@
+//! Keeps a record of each execution, by the function's policy.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use serde_json::Value;
+
+use crate::body::{BodyObserver, Closing};
+use crate::config::RecordDefaults;
+use crate::host::Lifetime;
+use crate::invocation::DurableStart;
+use crate::{
+    BodyEnd, CallContext, CallState, Clock, Delivery, Durability, Error, ErrorClass, ErrorKind, Failure, FunctionSpec,
+    Invocation, InvocationRecord, InvocationState, InvocationStore, InvokeResponse, KeepPayloads, KeptBytes,
+    Middleware, MiddlewareFactory, Next, Outcome, RecordMode, Redactor, Result, Revision, Settings, SpecField, Stage,
+    TimedPhase, Violation,
+};
+
+/// Makes the recording for functions whose executions are recorded.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) store: Arc<dyn InvocationStore>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) defaults: RecordDefaults,
+    pub(crate) lifetime: Lifetime,
+}
+
+impl MiddlewareFactory for Record {
+    fn name(&self) -> &str {
+        "record"
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Record
+    }
+
+    fn claims(&self) -> &[SpecField] {
+        &[SpecField::Record]
+    }
+
+    fn admit(&self, _: &FunctionSpec, _: &Settings<'_>) -> Vec<Violation> {
+        Vec::new()
+    }
+
+    fn build(&self, revision: &Arc<Revision>, _: &Value) -> Result<Option<Arc<dyn Middleware>>> {
+        let policy = self.defaults.for_spec(&revision.spec);
+        if policy.mode == RecordMode::Off {
+            return Ok(None);
+        }
+        let keeper = Arc::new(Keeper {
+            store: Arc::clone(&self.store),
+            clock: Arc::clone(&self.clock),
+            lifetime: self.lifetime.clone(),
+            policy,
+        });
+        Ok(Some(Arc::new(RecordCalls(keeper))))
+    }
+}
+
+#[derive(Debug)]
+struct Keeper {
+    store: Arc<dyn InvocationStore>,
+    clock: Arc<dyn Clock>,
+    lifetime: Lifetime,
+    policy: RecordDefaults,
+}
+
+#[derive(Debug)]
+struct RecordCalls(Arc<Keeper>);
+
+#[async_trait]
+impl Middleware for RecordCalls {
+    fn name(&self) -> &str {
+        "record"
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Record
+    }
+
+    async fn handle(&self, mut call: Box<Invocation>, next: Next<'_>) -> Result<Box<InvokeResponse>> {
+        let keeper = &self.0;
+        let mut recording = Recording::new(keeper, &call);
+        if keeper.policy.payloads != KeepPayloads::Never {
+            let payload = Capture::new(keeper.policy.max_payload_bytes, &call.request.headers);
+            call.request.body = std::mem::take(&mut call.request.body).observed(payload.clone());
+            recording.payload = Some(payload);
+        }
+        if keeper.policy.mode == RecordMode::Durable {
+            call.durable_start = recording.call.as_ref().map(|call| DurableStart::new(keeper.begin(call.record())));
+        }
+        match next.run(call).await {
+            Ok(mut response) => {
+                recording.answered(&response);
+                let body = std::mem::take(&mut response.body);
+                response.body = match body.as_bytes().cloned() {
+                    Some(bytes) => {
+                        recording.take_result(&bytes);
+                        recording.finish(Ending::Answered).await?;
+                        bytes.into()
+                    }
+                    None => body.observed(RecordBody(Some(recording))),
+                };
+                Ok(response)
+            }
+            Err(error) if is_refusal(&error) || error.operation() == Some(BEGIN) => {
+                recording.forget();
+                Err(error)
+            }
+            Err(error) => {
+                recording.finish(Ending::Error(&error)).await?;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A refusal by a limit is counted, not recorded.
+fn is_refusal(error: &Error) -> bool {
+    error.kind() == ErrorKind::RateLimited
+        && error.delivery() == Delivery::NotSent
+        && error.context_value("limit").is_some()
+}
+
+const BEGIN: &str = "begin record";
+
+impl Keeper {
+    fn begin(&self, record: InvocationRecord) -> Closing {
+        let store = Arc::clone(&self.store);
+        Box::pin(async move { store.begin(record).await.map_err(|error| error.with_operation(BEGIN)) })
+    }
+}
+
+/// How an execution came to its end.
+enum Ending<'a> {
+    /// The function answered, and its answer is complete.
+    Answered,
+    Error(&'a Error),
+    /// The caller went away.
+    Dropped,
+}
+
+/// One execution that is being recorded. Dropped before its end, it is recorded as cancelled.
+struct Recording {
+    keeper: Arc<Keeper>,
+    call: Option<RecordedCall>,
+    payload: Option<Capture>,
+    result: Option<Capture>,
+    answer: Option<(u16, Outcome)>,
+}
+
+struct RecordedCall {
+    cx: CallContext,
+    state: Arc<CallState>,
+    revision: Arc<Revision>,
+}
+
+impl Recording {
+    fn new(keeper: &Arc<Keeper>, call: &Invocation) -> Self {
+        let (state, revision) = (Arc::clone(call.state()), Arc::clone(call.revision()));
+        let call = Some(RecordedCall { cx: call.cx.clone(), state, revision });
+        Self { keeper: Arc::clone(keeper), call, payload: None, result: None, answer: None }
+    }
+
+    fn answered(&mut self, response: &InvokeResponse) {
+        self.answer = Some((response.status.as_u16(), response.outcome.clone()));
+        let keeps = match self.keeper.policy.payloads {
+            KeepPayloads::Never => false,
+            KeepPayloads::Always => true,
+            // A stream that breaks off has failed, which is known only at its end.
+            KeepPayloads::OnFailure => !response.outcome.is_success() || response.body.is_stream(),
+        };
+        self.result = keeps.then(|| Capture::new(self.keeper.policy.max_payload_bytes, &response.headers));
+    }
+
+    fn take_result(&mut self, bytes: &Bytes) {
+        if let Some(result) = &mut self.result {
+            result.chunk(bytes);
+            result.complete();
+        }
+    }
+
+    /// Lets the execution go without a record.
+    fn forget(mut self) {
+        self.call = None;
+    }
+
+    async fn finish(mut self, ending: Ending<'_>) -> Result<()> {
+        let Some(call) = self.call.take() else { return Ok(()) };
+        let record = self.ended(&call, &ending);
+        self.keep(record).await
+    }
+
+    /// Keeps a final record. A failure of the store is the caller's only where the policy promises durability.
+    fn keep(&self, record: InvocationRecord) -> impl Future<Output = Result<()>> + Send + 'static {
+        let durable = self.keeper.policy.mode == RecordMode::Durable;
+        let store = Arc::clone(&self.keeper.store);
+        async move {
+            let durability = if durable { Durability::Durable } else { Durability::Buffered };
+            let id = record.id;
+            let Err(error) = store.finish(record, durability).await else { return Ok(()) };
+            metrics::counter!("function_gateway.records.lost").increment(1);
+            tracing::error!(%id, ?error, "the record of an execution could not be kept");
+            if durable { Err(error.with_delivery(Delivery::Executed).with_retry(crate::Retry::Never)) } else { Ok(()) }
+        }
+    }
+
+    fn ended(&self, call: &RecordedCall, ending: &Ending<'_>) -> InvocationRecord {
+        let RecordedCall { state, .. } = call;
+        state.add_time(TimedPhase::Total, state.elapsed());
+        let redactor = state.redactor();
+        let mut record = call.record();
+        let delivered = if state.attempts() == 0 { Delivery::NotSent } else { Delivery::Unknown };
+        (record.state, record.failure) = match ending {
+            Ending::Answered => of_outcome(self.answer.as_ref().map(|(_, outcome)| outcome), redactor),
+            Ending::Error(error) => of_error(error, redactor),
+            Ending::Dropped => {
+                let failure = Failure::new(
+                    ErrorClass::Cancelled,
+                    ErrorKind::Cancelled.code(),
+                    "the caller went away before the answer was complete",
+                    delivered,
+                );
+                (InvocationState::Cancelled, Some(failure))
+            }
+        };
+        record.status = self.answer.as_ref().map(|(status, _)| *status);
+        record.finished_at = Some(self.keeper.clock.now().max(record.created_at));
+        record.logs = state.take_logs();
+        let keeps = match self.keeper.policy.payloads {
+            KeepPayloads::Never => false,
+            KeepPayloads::OnFailure => record.state != InvocationState::Succeeded,
+            KeepPayloads::Always => true,
+        };
+        if keeps {
+            record.payload = self.payload.as_ref().map(|payload| payload.kept(redactor));
+            record.result = self.result.as_ref().map(|result| result.kept(redactor));
+        }
+        record
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        if let Some(call) = self.call.take() {
+            let record = self.ended(&call, &Ending::Dropped);
+            self.keeper.lifetime.spawn(self.keep(record));
+        }
+    }
+}
+
+impl RecordedCall {
+    fn record(&self) -> InvocationRecord {
+        let Self { cx, state, revision } = self;
+        let served_by = state.served_by();
+        let revision = served_by.as_ref().unwrap_or(revision);
+        let mut record = InvocationRecord::new(state.id, revision, cx.principal().id.clone(), state.created_at);
+        record.attempts = state.attempts();
+        record.origin = cx.origin();
+        record.trace = cx.trace();
+        record.started_at = state.started_at();
+        record.timings = state.timings();
+        record.request_bytes = state.request_bytes();
+        record.response_bytes = state.response_bytes();
+        record
+    }
+}
+
+fn of_outcome(outcome: Option<&Outcome>, redactor: &Redactor) -> (InvocationState, Option<Failure>) {
+    let failure = match outcome {
+        None | Some(Outcome::Succeeded) => return (InvocationState::Succeeded, None),
+        Some(Outcome::Rejected) => {
+            let message = "the function refused the call";
+            Failure::new(ErrorClass::Rejected, "function_rejected", message, Delivery::Executed)
+        }
+        Some(Outcome::Failed(failure)) => {
+            let message = redactor.text(&failure.message).into_owned();
+            Failure::new(ErrorClass::Function, "function_failed", message, Delivery::Executed)
+        }
+    };
+    (InvocationState::Failed, Some(failure))
+}
+
+fn of_error(error: &Error, redactor: &Redactor) -> (InvocationState, Option<Failure>) {
+    let state = match error.kind() {
+        ErrorKind::DeadlineExceeded => InvocationState::TimedOut,
+        ErrorKind::Cancelled => InvocationState::Cancelled,
+        _ => InvocationState::Failed,
+    };
+    let message = redactor.text(error.message()).into_owned();
+    (state, Some(Failure::new(error.class(), error.kind().code(), message, error.delivery())))
+}
+
+/// Records the end of a streamed answer. Its reader gets the end once the record is kept.
+struct RecordBody(Option<Recording>);
+
+impl BodyObserver for RecordBody {
+    fn chunk(&mut self, chunk: &Bytes) {
+        if let Some(result) = self.0.as_mut().and_then(|recording| recording.result.as_mut()) {
+            result.chunk(chunk);
+        }
+    }
+
+    fn end(mut self, end: BodyEnd<'_>) -> Option<Closing> {
+        let mut recording = self.0.take()?;
+        let ending = match &end {
+            BodyEnd::Complete => {
+                if let Some(result) = &mut recording.result {
+                    result.complete();
+                }
+                Ending::Answered
+            }
+            BodyEnd::Failed(error) => Ending::Error(error),
+            // What is dropped here is recorded as cancelled.
+            BodyEnd::Dropped => return None,
+        };
+        let call = recording.call.take()?;
+        let record = recording.ended(&call, &ending);
+        Some(Box::pin(recording.keep(record)))
+    }
+}
+
+/// The start of a body that goes by, for the record.
+#[derive(Clone)]
+struct Capture(Arc<Mutex<Captured>>);
+
+struct Captured {
+    limit: usize,
+    bytes: Vec<u8>,
+    seen: u64,
+    complete: bool,
+    content_type: Option<String>,
+}
+
+impl Capture {
+    fn new(limit: u32, headers: &HeaderMap) -> Self {
+        let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        Self(Arc::new(Mutex::new(Captured { limit, bytes: Vec::new(), seen: 0, complete: false, content_type })))
+    }
+
+    fn complete(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).complete = true;
+    }
+
+    /// What may be kept of it: redacted. Where its end was not captured, what might be the start of a secret's value is
+    /// left out.
+    fn kept(&self, redactor: &Redactor) -> KeptBytes {
+        let captured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let whole = captured.complete && u64::try_from(captured.bytes.len()).ok() == Some(captured.seen);
+        let clean = if whole {
+            redactor.bytes(&captured.bytes).into_owned()
+        } else {
+            redactor.stream().push(&captured.bytes).into_owned()
+        };
+        let mut kept = KeptBytes::cut(clean.into(), captured.limit);
+        kept.truncated |= !whole;
+        kept.len = Some(captured.seen);
+        kept.content_type.clone_from(&captured.content_type);
+        kept
+    }
+}
+
+impl BodyObserver for Capture {
+    fn chunk(&mut self, chunk: &Bytes) {
+        let mut captured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        captured.seen = captured.seen.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
+        let room = captured.limit.saturating_sub(captured.bytes.len());
+        captured.bytes.extend_from_slice(chunk.get(..room).unwrap_or(chunk));
+    }
+
+    fn end(self, end: BodyEnd<'_>) -> Option<Closing> {
+        if matches!(end, BodyEnd::Complete) {
+            self.complete();
+        }
+        None
+    }
+}

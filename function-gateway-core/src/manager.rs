@@ -1,0 +1,541 @@
+//! The lifecycle of functions: create, read, update, delete, list, revisions.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+
+use crate::host::Host;
+use crate::reconcile::{Reconciled, retire_superseded};
+use crate::route::not_found;
+use crate::time::monotonic_now;
+use crate::{
+    Action, BoxStream, CallContext, Deadline, Error, ErrorKind, Function, FunctionFilter, FunctionId, FunctionKey,
+    FunctionName, FunctionSpec, Generation, LogLine, LogQuery, Page, PageRequest, Phase, Qualifier, Result, Revision,
+    RevisionReason, RevisionStatus, Version, Violation,
+};
+
+/// On which condition a function is changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Precondition {
+    /// Only if its row still has this version (status included): the ETag.
+    pub version: Option<Version>,
+    /// Only if its newest generation is still this one. Changes of status do not matter to it.
+    pub generation: Option<Generation>,
+}
+
+impl Precondition {
+    /// No condition.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Only if the row still has this version.
+    #[must_use]
+    pub fn version(version: Version) -> Self {
+        Self { version: Some(version), generation: None }
+    }
+
+    /// Only if the newest generation is still this one.
+    #[must_use]
+    pub fn generation(generation: Generation) -> Self {
+        Self { version: None, generation: Some(generation) }
+    }
+
+    fn check(self, function: &Function) -> Result<()> {
+        let failed = |what: &str, now: u64| {
+            let message = format!("the function's {what} is {now} by now: read it and decide again");
+            Err(Error::new(ErrorKind::PreconditionFailed, message).with_context("function", function.key.name.as_str()))
+        };
+        if self.version.is_some_and(|version| version != function.version) {
+            return failed("version", function.version.get());
+        }
+        if self.generation.is_some_and(|generation| generation != function.generation) {
+            return failed("generation", function.generation.get());
+        }
+        Ok(())
+    }
+}
+
+/// Manages functions, over any engine.
+///
+/// A change is stored first; then the engine is brought to it, for as long as the caller's deadline allows (the
+/// gateway's [`default_manage_wait`](crate::GatewayConfig::default_manage_wait) without one). What is not done by then
+/// goes on without the caller: the function that is given back says how far it is.
+///
+/// New methods may be added: it is implemented by the gateway, not by hosts.
+///
+/// # Cancel safety
+/// What is stored is carried out, whether its caller waits or not.
+#[async_trait]
+pub trait FunctionManager: std::fmt::Debug + Send + Sync + 'static {
+    /// Creates a function of the caller's tenant and owner.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidSpec`] with every violation, and nothing is stored; [`ErrorKind::AlreadyExists`].
+    async fn create(&self, cx: &CallContext, name: &FunctionName, spec: FunctionSpec) -> Result<Arc<Function>>;
+
+    /// Reads a function.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] where the caller's tenant has none of the name.
+    async fn get(&self, cx: &CallContext, name: &FunctionName) -> Result<Arc<Function>>;
+
+    /// Replaces a function's specification. The revision that serves goes on until the new one is ready; then the
+    /// route moves in one step, and the old one is removed once its calls have ended. That holds too where the new
+    /// specification names another driver. A specification that is the same changes nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidSpec`] with every violation; [`ErrorKind::PreconditionFailed`]; [`ErrorKind::NotFound`].
+    async fn update(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        spec: FunctionSpec,
+        condition: Precondition,
+    ) -> Result<Arc<Function>>;
+
+    /// Makes a new generation with the specification of an earlier one.
+    ///
+    /// # Errors
+    /// As [`update`](Self::update); [`ErrorKind::NotFound`] too where there is no such revision.
+    async fn roll_back(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        to: Generation,
+        condition: Precondition,
+    ) -> Result<Arc<Function>>;
+
+    /// Makes a new generation with the same specification, so that instances start with the newest values of the
+    /// function's secrets.
+    ///
+    /// # Errors
+    /// As [`update`](Self::update).
+    async fn rotate_secrets(&self, cx: &CallContext, name: &FunctionName) -> Result<Arc<Function>>;
+
+    /// Deletes a function: it gets no call from now on, what still runs is stopped, and its records stay. Gives `None`
+    /// once it is gone, or the function as it is where the engine takes longer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::PreconditionFailed`].
+    async fn delete(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        condition: Precondition,
+    ) -> Result<Option<Arc<Function>>>;
+
+    /// Reads a page of the tenant's functions, in the order of their names.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for a cursor of another list.
+    async fn list(&self, cx: &CallContext, filter: &FunctionFilter, page: &PageRequest) -> Result<Page<Arc<Function>>>;
+
+    /// Says what is wrong with a specification, without storing anything. An empty list means that `create` and
+    /// `update` would take it.
+    ///
+    /// # Errors
+    /// Where it can't be checked now.
+    async fn validate(&self, cx: &CallContext, spec: &FunctionSpec) -> Result<Vec<Violation>>;
+
+    /// Reads a page of a function's revisions, newest first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::InvalidArgument`] for a cursor of another list.
+    async fn revisions(&self, cx: &CallContext, name: &FunctionName, page: &PageRequest)
+    -> Result<Page<Arc<Revision>>>;
+
+    /// Reads one revision of a function.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    async fn revision(&self, cx: &CallContext, name: &FunctionName, generation: Generation) -> Result<Arc<Revision>>;
+
+    /// Reads the log of the revision that serves.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where the driver does not offer it; [`ErrorKind::NotReady`].
+    async fn logs(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, Result<LogLine>>>;
+
+    /// Sets how many instances of the revision that serves run now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where the driver does not offer it; [`ErrorKind::NotReady`].
+    async fn scale(&self, cx: &CallContext, name: &FunctionName, instances: u32) -> Result<()>;
+}
+
+/// Conveniences on every [`FunctionManager`].
+#[async_trait]
+pub trait FunctionManagerExt: FunctionManager {
+    /// Reads a page of the functions that the caller created.
+    ///
+    /// # Errors
+    /// Those of [`list`](FunctionManager::list).
+    async fn list_mine(&self, cx: &CallContext, page: &PageRequest) -> Result<Page<Arc<Function>>> {
+        let mine = FunctionFilter::all().with_owner(cx.principal().id.clone());
+        self.list(cx, &mine, page).await
+    }
+
+    /// Reads every function that a filter means, page by page.
+    ///
+    /// # Errors
+    /// Those of [`list`](FunctionManager::list).
+    async fn list_all(&self, cx: &CallContext, filter: &FunctionFilter) -> Result<Vec<Arc<Function>>> {
+        let mut all = Vec::new();
+        let mut page = PageRequest::first(PageRequest::MAX_LIMIT);
+        loop {
+            let Page { items, next, .. } = self.list(cx, filter, &page).await?;
+            all.extend(items);
+            match next {
+                Some(next) => page = page.after(next),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// Waits until the newest generation of a function serves, or has failed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotReady`] with the engine's reason where it has failed; [`ErrorKind::DeadlineExceeded`] at the
+    /// deadline of `cx`.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    async fn wait_until_ready(&self, cx: &CallContext, name: &FunctionName) -> Result<Arc<Function>> {
+        loop {
+            let function = self.get(cx, name).await?;
+            match function.status.phase {
+                Phase::Ready => return Ok(function),
+                Phase::Failed | Phase::Deleting => {
+                    let reason = function.status.deployment(function.generation).map(|known| known.message.as_str());
+                    let message = format!("the function is {}: {}", function.status.phase, reason.unwrap_or_default());
+                    return Err(Error::new(ErrorKind::NotReady, message).with_retry(crate::Retry::Never));
+                }
+                Phase::Pending | Phase::Deploying => {}
+            }
+            if cx.deadline().is_some_and(|deadline| deadline.has_passed()) {
+                return Err(crate::body::timeout("total", crate::Delivery::NotSent));
+            }
+            tokio::time::sleep(crate::executor::POLL).await;
+        }
+    }
+}
+
+impl<M: FunctionManager + ?Sized> FunctionManagerExt for M {}
+
+/// The manager of a gateway.
+#[derive(Debug, Clone)]
+pub(crate) struct DefaultManager(pub(crate) Arc<Host>);
+
+/// A change of a function's specification.
+struct Change {
+    spec: FunctionSpec,
+    reason: RevisionReason,
+    /// Whether a specification that is the same makes a new generation all the same.
+    always: bool,
+}
+
+impl DefaultManager {
+    async fn find(&self, cx: &CallContext, name: &FunctionName, action: Action) -> Result<Arc<Function>> {
+        let key = FunctionKey::new(cx.tenant().clone(), name.clone());
+        let function = self.0.functions.get(&key).await?;
+        let owner = function.as_ref().map(|function| &function.owner);
+        self.0.authorize(cx, action, Some((name, owner))).await?;
+        function.ok_or_else(|| not_found(&key))
+    }
+
+    async fn change(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        change: Change,
+        condition: Precondition,
+    ) -> Result<Arc<Function>> {
+        let host = &self.0;
+        host.lifetime.check_open()?;
+        let violations = host.violations(cx, &change.spec).await?;
+        if !violations.is_empty() {
+            return Err(Error::invalid_spec(violations));
+        }
+        let changed = self
+            .compare_and_set(cx, name, Action::Update, condition, |function| {
+                if function.spec == change.spec && !change.always {
+                    return Ok(None);
+                }
+                let now = host.clock.now();
+                let generation = function.generation.next();
+                let created = (now, cx.principal().id.clone());
+                let spec = change.spec.clone();
+                let revision =
+                    Revision::new(function.key.clone(), function.id, generation, spec, created, change.reason)
+                        .with_owner(function.owner.clone());
+                let driver = host.drivers.require(&revision.spec.driver)?;
+                let target = driver.reference(&host.gateway_id, function.id, generation);
+                let mut next = function.clone();
+                next.spec = revision.spec.clone();
+                next.generation = generation;
+                next.updated_at = now;
+                next.status.deployments.push(RevisionStatus::new(&revision, target));
+                retire_superseded(&mut next.status, generation, now);
+                next.status.phase = Phase::Pending;
+                next.status.reconcile_at = Some(now);
+                Ok(Some((next, Some(revision))))
+            })
+            .await?;
+        match changed {
+            (function, false) => Ok(function),
+            (function, true) => {
+                host.audit_change(cx, Action::Update, name, Some(function.generation)).await;
+                self.settle(cx, function).await
+            }
+        }
+    }
+
+    /// Reads, changes and writes, again where somebody else wrote in between and the caller made no condition. Says
+    /// whether anything was written.
+    async fn compare_and_set(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        action: Action,
+        condition: Precondition,
+        change: impl Fn(&Function) -> Result<Option<(Function, Option<Revision>)>> + Send + Sync,
+    ) -> Result<(Arc<Function>, bool)> {
+        const TRIES: usize = 100;
+        let mut tries = 0;
+        loop {
+            let function = self.find(cx, name, action).await?;
+            condition.check(&function)?;
+            if function.status.phase == Phase::Deleting && action != Action::Delete {
+                let message = "the function is being deleted";
+                return Err(Error::new(ErrorKind::Conflict, message).with_context("function", name.as_str()));
+            }
+            let Some((next, revision)) = change(&function)? else { return Ok((function, false)) };
+            match self.0.functions.update(&next, function.version, revision.as_ref()).await {
+                Ok(written) => {
+                    self.0.routes.invalidate(&written.key).await;
+                    return Ok((written, true));
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict && tries < TRIES => tries += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Brings the engine to what is stored, without the caller, and waits for it as long as the caller does.
+    async fn settle(&self, cx: &CallContext, function: Arc<Function>) -> Result<Arc<Function>> {
+        self.drive(cx, &function).await?;
+        let now = self.0.functions.get(&function.key).await?;
+        Ok(now.filter(|now| now.id == function.id).unwrap_or(function))
+    }
+
+    /// Reconciles a function until its newest generation has come to an end, or the caller's time has.
+    async fn drive(&self, cx: &CallContext, function: &Function) -> Result<()> {
+        let wait = Deadline::after(self.0.config.default_manage_wait);
+        let deadline = cx.deadline().unwrap_or(wait);
+        let host = Arc::clone(&self.0);
+        let (key, id, generation) = (function.key.clone(), function.id, function.generation);
+        let work = self.0.lifetime.spawn(async move { host.drive(&key, id, generation, deadline).await });
+        match tokio::time::timeout_at(deadline.instant().into(), work).await {
+            Ok(Ok(result)) => result,
+            // Past the deadline, or in a runtime that is going down, the stored intent is carried out later.
+            Ok(Err(_)) | Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Host {
+    async fn drive(&self, key: &FunctionKey, id: FunctionId, generation: Generation, deadline: Deadline) -> Result<()> {
+        while !deadline.has_passed() && !self.lifetime.killed.is_cancelled() {
+            let reconciled = self.reconcile_one(key).await?;
+            let Some(function) = self.functions.get(key).await? else { return Ok(()) };
+            let ended = matches!(function.status.phase, Phase::Ready | Phase::Failed);
+            if function.id != id || function.generation != generation || ended {
+                return Ok(());
+            }
+            let pause = match reconciled {
+                Reconciled::Again => continue,
+                Reconciled::Settled => return Ok(()),
+                Reconciled::Later(at) => at.since(self.clock.now()),
+                Reconciled::Busy => crate::executor::POLL,
+            };
+            let until = monotonic_now() + pause.min(deadline.remaining());
+            tokio::time::sleep_until(until.into()).await;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl FunctionManager for DefaultManager {
+    async fn create(&self, cx: &CallContext, name: &FunctionName, spec: FunctionSpec) -> Result<Arc<Function>> {
+        let host = &self.0;
+        host.lifetime.check_open()?;
+        host.authorize(cx, Action::Create, Some((name, None))).await?;
+        let violations = host.violations(cx, &spec).await?;
+        if !violations.is_empty() {
+            return Err(Error::invalid_spec(violations).with_context("function", name.as_str()));
+        }
+        let key = FunctionKey::new(cx.tenant().clone(), name.clone());
+        let (id, generation) = (FunctionId::generate(), Generation::FIRST);
+        let target = host.drivers.require(&spec.driver)?.reference(&host.gateway_id, id, generation);
+        let created = (host.clock.now(), cx.principal().id.clone());
+        let revision = Revision::new(key, id, generation, spec, created, RevisionReason::Created);
+        let function = Function::new(&revision, target);
+        host.functions.create(&function, &revision).await?;
+        host.routes.invalidate(&function.key).await;
+        host.audit_change(cx, Action::Create, name, Some(generation)).await;
+        self.settle(cx, Arc::new(function)).await
+    }
+
+    async fn get(&self, cx: &CallContext, name: &FunctionName) -> Result<Arc<Function>> {
+        self.find(cx, name, Action::Read).await
+    }
+
+    async fn update(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        spec: FunctionSpec,
+        condition: Precondition,
+    ) -> Result<Arc<Function>> {
+        // Found before it is checked: what is wrong with a specification is told to those who may change the function.
+        self.find(cx, name, Action::Update).await?;
+        self.change(cx, name, Change { spec, reason: RevisionReason::Updated, always: false }, condition).await
+    }
+
+    async fn roll_back(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        to: Generation,
+        condition: Precondition,
+    ) -> Result<Arc<Function>> {
+        let function = self.find(cx, name, Action::Update).await?;
+        let revision = self.stored_revision(&function, to).await?;
+        let change = Change { spec: revision.spec.clone(), reason: RevisionReason::RolledBack { to }, always: true };
+        self.change(cx, name, change, condition).await
+    }
+
+    async fn rotate_secrets(&self, cx: &CallContext, name: &FunctionName) -> Result<Arc<Function>> {
+        let function = self.find(cx, name, Action::Update).await?;
+        let change = Change { spec: function.spec.clone(), reason: RevisionReason::SecretRotated, always: true };
+        self.change(cx, name, change, Precondition::generation(function.generation)).await
+    }
+
+    async fn delete(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        condition: Precondition,
+    ) -> Result<Option<Arc<Function>>> {
+        let host = &self.0;
+        host.lifetime.check_open()?;
+        let (function, written) = self
+            .compare_and_set(cx, name, Action::Delete, condition, |function| {
+                if function.status.phase == Phase::Deleting {
+                    return Ok(None);
+                }
+                let now = host.clock.now();
+                let mut next = function.clone();
+                next.status.phase = Phase::Deleting;
+                next.status.route.clear();
+                next.status.deployments.iter_mut().for_each(|deployment| deployment.due_at = Some(now));
+                next.status.reconcile_at = Some(now);
+                Ok(Some((next, None)))
+            })
+            .await?;
+        if written {
+            host.audit_change(cx, Action::Delete, name, None).await;
+        }
+        self.drive(cx, &function).await?;
+        let left = host.functions.get(&function.key).await?;
+        Ok(left.filter(|left| left.id == function.id))
+    }
+
+    async fn list(&self, cx: &CallContext, filter: &FunctionFilter, page: &PageRequest) -> Result<Page<Arc<Function>>> {
+        self.0.authorize(cx, Action::List, None).await?;
+        self.0.functions.list(cx.tenant(), filter, page).await
+    }
+
+    async fn validate(&self, cx: &CallContext, spec: &FunctionSpec) -> Result<Vec<Violation>> {
+        self.0.authorize(cx, Action::Create, None).await?;
+        self.0.violations(cx, spec).await
+    }
+
+    async fn revisions(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<Revision>>> {
+        let function = self.find(cx, name, Action::Read).await?;
+        self.0.functions.revisions(cx.tenant(), function.id, page).await
+    }
+
+    async fn revision(&self, cx: &CallContext, name: &FunctionName, generation: Generation) -> Result<Arc<Revision>> {
+        let function = self.find(cx, name, Action::Read).await?;
+        self.stored_revision(&function, generation).await
+    }
+
+    async fn logs(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, Result<LogLine>>> {
+        let function = self.find(cx, name, Action::Read).await?;
+        let serving = self.0.serving(&function, &Qualifier::Serving).await?;
+        // The driver's stream borrows from the driver, so a task owns both and hands the lines on.
+        let (opened, open) = tokio::sync::oneshot::channel();
+        let (lines, mut receiver) = tokio::sync::mpsc::channel(64);
+        let (cx, killed) = (cx.clone(), self.0.lifetime.killed.clone());
+        self.0.lifetime.spawn(async move {
+            let mut stream = match serving.driver.logs(&cx, &serving.target, query).await {
+                Ok(stream) => stream,
+                Err(error) => return drop(opened.send(Err(error))),
+            };
+            if opened.send(Ok(())).is_err() {
+                return;
+            }
+            loop {
+                let line = tokio::select! {
+                    line = stream.next() => line,
+                    () = lines.closed() => None,
+                    () = killed.cancelled() => None,
+                };
+                let Some(line) = line else { return };
+                if lines.send(line).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let ended = |_| Error::new(ErrorKind::ShuttingDown, "the gateway is shutting down");
+        open.await.map_err(ended)??;
+        Ok(Box::pin(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx))))
+    }
+
+    async fn scale(&self, cx: &CallContext, name: &FunctionName, instances: u32) -> Result<()> {
+        let function = self.find(cx, name, Action::Update).await?;
+        let serving = self.0.serving(&function, &Qualifier::Serving).await?;
+        self.0.bounded("scale", serving.driver.scale(cx, &serving.target, instances)).await
+    }
+}
+
+impl DefaultManager {
+    async fn stored_revision(&self, function: &Function, generation: Generation) -> Result<Arc<Revision>> {
+        let revision = self.0.functions.revision(&function.key.tenant, function.id, generation).await?;
+        revision.ok_or_else(|| {
+            let message = format!("there is no revision {generation} of the function {:?}", function.key.name);
+            Error::new(ErrorKind::NotFound, message)
+        })
+    }
+}

@@ -1,0 +1,144 @@
+//! From a function's name to the revision that serves, held in memory for a moment.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use moka::future::Cache;
+
+use crate::host::Host;
+use crate::middleware::Pipeline;
+use crate::time::monotonic_now;
+use crate::{
+    DriverCapabilities, DriverRef, Error, ErrorKind, FaasDriver, Function, FunctionId, FunctionKey, FunctionStore,
+    GatewayConfig, Generation, Phase, Qualifier, Result, Revision, RevisionState,
+};
+
+/// A revision that can be called: where it is deployed, and the chain that leads there.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub(crate) revision: Arc<Revision>,
+    pub(crate) driver: Arc<dyn FaasDriver>,
+    pub(crate) capabilities: DriverCapabilities,
+    pub(crate) target: DriverRef,
+    pub(crate) pipeline: Pipeline,
+    /// Held while the revision is deployed again in this process, so that one of many callers does it.
+    pub(crate) redeploying: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Cached {
+    function: Arc<Function>,
+    read_at: Instant,
+}
+
+/// Routes are held at most for the route's time to live; what serves a generation never changes and is held as long
+/// as there is room.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    ttl: Duration,
+    functions: Cache<FunctionKey, Arc<Cached>>,
+    serving: Cache<(FunctionId, Generation), Arc<Serving>>,
+}
+
+impl Routes {
+    pub(crate) fn new(config: &GatewayConfig) -> Self {
+        let capacity = config.max_cached_routes;
+        Self { ttl: config.route_ttl, functions: Cache::new(capacity), serving: Cache::new(capacity) }
+    }
+
+    /// The function of a key, read at most the time to live ago.
+    pub(crate) async fn function(&self, store: &Arc<dyn FunctionStore>, key: &FunctionKey) -> Result<Arc<Function>> {
+        if let Some(cached) = self.functions.get(key).await {
+            if monotonic_now().saturating_duration_since(cached.read_at) < self.ttl {
+                return Ok(Arc::clone(&cached.function));
+            }
+            self.functions.invalidate(key).await;
+        }
+        let read = async {
+            // Taken before the read: what is older than this may have changed.
+            let read_at = monotonic_now();
+            let function = store.get(key).await?.ok_or_else(|| not_found(key))?;
+            Ok::<_, Error>(Arc::new(Cached { function, read_at }))
+        };
+        let cached = self.functions.try_get_with(key.clone(), read).await.map_err(|error| (*error).clone())?;
+        Ok(Arc::clone(&cached.function))
+    }
+
+    /// Forgets a function's route, so that the next call reads it.
+    pub(crate) async fn invalidate(&self, key: &FunctionKey) {
+        self.functions.invalidate(key).await;
+    }
+
+    /// Forgets what served a generation that is gone.
+    pub(crate) async fn forget(&self, function: FunctionId, generation: Generation) {
+        self.serving.invalidate(&(function, generation)).await;
+    }
+}
+
+pub(crate) fn not_found(key: &FunctionKey) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no function {:?}", key.name))
+}
+
+impl Host {
+    /// The revision that a reference means, ready to be called.
+    pub(crate) async fn serving(&self, function: &Function, qualifier: &Qualifier) -> Result<Arc<Serving>> {
+        let generation = match qualifier {
+            Qualifier::Serving => function.status.serving_generation().ok_or_else(|| not_ready(function))?,
+            Qualifier::Generation(generation) => pinned(function, *generation)?,
+            Qualifier::Alias(_) => {
+                let message = "aliases are not offered yet; refer to the function by name or by name@generation";
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
+        };
+        let key = (function.id, generation);
+        if let Some(serving) = self.routes.serving.get(&key).await {
+            return Ok(serving);
+        }
+        let load = self.load_serving(function, generation);
+        self.routes.serving.try_get_with(key, load).await.map_err(|error| (*error).clone())
+    }
+
+    async fn load_serving(&self, function: &Function, generation: Generation) -> Result<Arc<Serving>> {
+        let missing = || Error::new(ErrorKind::NotReady, format!("generation {generation} is not there any more"));
+        let deployment = function.status.deployment(generation).ok_or_else(missing)?;
+        let revision =
+            self.functions.revision(&function.key.tenant, function.id, generation).await?.ok_or_else(missing)?;
+        let driver = Arc::clone(self.drivers.require(&deployment.driver)?);
+        Ok(Arc::new(Serving {
+            capabilities: driver.capabilities(&revision.spec.protocol),
+            pipeline: self.middleware.pipeline(&revision)?,
+            target: deployment.target.clone(),
+            revision,
+            driver,
+            redeploying: tokio::sync::Mutex::new(()),
+        }))
+    }
+}
+
+fn not_ready(function: &Function) -> Error {
+    let phase = function.status.phase;
+    let message = match phase {
+        Phase::Deleting => "the function is being deleted".to_owned(),
+        Phase::Failed => "the function could not be deployed".to_owned(),
+        _ => format!("the function is not ready yet: it is {phase}"),
+    };
+    let error = Error::new(ErrorKind::NotReady, message).with_context("function", function.key.name.as_str());
+    match phase {
+        Phase::Pending | Phase::Deploying => error.with_retry_after(Duration::from_secs(1)),
+        _ => error.with_retry(crate::Retry::Never),
+    }
+}
+
+/// One generation can be called as long as it is ready, whether it serves or not.
+fn pinned(function: &Function, generation: Generation) -> Result<Generation> {
+    let ready = |state| matches!(state, RevisionState::Ready);
+    if function.status.deployment(generation).is_some_and(|deployment| ready(deployment.state)) {
+        return Ok(generation);
+    }
+    if generation > function.generation {
+        let message = format!("the newest generation is {}", function.generation);
+        return Err(Error::new(ErrorKind::NotFound, message).with_context("function", function.key.name.as_str()));
+    }
+    let message = format!("generation {generation} is not deployed; roll back to it to have it serve again");
+    Err(Error::new(ErrorKind::NotReady, message).with_retry(crate::Retry::Never))
+}
