@@ -1,1 +1,385 @@
-//! In memory.
+//! Stores in this process's memory: for tests, trials, and hosts that need nothing to survive a restart.
+
+mod functions;
+mod records;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use self::functions::Functions;
+use self::records::Records;
+use super::{CursorKind, Durability, FunctionFilter, FunctionStore, InvocationStore, Lease, Page, PageRequest};
+use crate::{
+    Clock, Cursor, Function, FunctionId, FunctionKey, FunctionStatus, GatewayId, Generation, InvocationId,
+    InvocationRecord, RecordFilter, Result, Retention, Revision, Statistics, StatisticsQuery, SystemClock, TenantId,
+    Timestamp, Version,
+};
+
+/// How much a [`MemoryStore`] holds, and by which clock leases run out.
+///
+/// ```
+/// use function_gateway_core::store::memory::{MemoryStore, MemoryStoreOptions};
+///
+/// let options = MemoryStoreOptions::default().with_max_functions(1_000).with_max_records(10_000);
+/// let store = MemoryStore::with_options("trial".parse()?, options);
+/// # Ok::<_, function_gateway_core::InvalidName>(())
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct MemoryStoreOptions {
+    /// How many functions it takes; 200,000 unless set. Creating more fails with
+    /// [`ErrorKind::Store`](crate::ErrorKind::Store).
+    pub max_functions: usize,
+    /// How many revisions of each function it keeps; 100 unless set. Beyond that the oldest are forgotten, but never the
+    /// newest, nor one that is in the function's route or still in an engine.
+    pub max_revisions_per_function: usize,
+    /// How many records it keeps; 100,000 unless set. Beyond that those that ended first are forgotten. Beginning an
+    /// execution while that many are running fails with [`ErrorKind::Store`](crate::ErrorKind::Store).
+    pub max_records: usize,
+    /// How many bytes of payloads, results and logs it keeps with records; 256 MiB unless set. Beyond that the records
+    /// that ended first are forgotten.
+    pub max_kept_bytes: u64,
+    /// For how many pairs of function and minute it keeps figures; 100,000 unless set. Beyond that the oldest minutes
+    /// are forgotten, but never the newest one.
+    pub max_rollups: usize,
+    /// The clock by which leases run out; the system's unless set.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for MemoryStoreOptions {
+    fn default() -> Self {
+        Self {
+            max_functions: 200_000,
+            max_revisions_per_function: 100,
+            max_records: 100_000,
+            max_kept_bytes: 256 * 1024 * 1024,
+            max_rollups: 100_000,
+            clock: Arc::new(SystemClock),
+        }
+    }
+}
+
+impl MemoryStoreOptions {
+    /// Sets how many functions it takes.
+    #[must_use]
+    pub fn with_max_functions(mut self, count: usize) -> Self {
+        self.max_functions = count;
+        self
+    }
+
+    /// Sets how many revisions of each function it keeps.
+    #[must_use]
+    pub fn with_max_revisions_per_function(mut self, count: usize) -> Self {
+        self.max_revisions_per_function = count;
+        self
+    }
+
+    /// Sets how many records it keeps.
+    #[must_use]
+    pub fn with_max_records(mut self, count: usize) -> Self {
+        self.max_records = count;
+        self
+    }
+
+    /// Sets how many bytes of payloads, results and logs it keeps with records.
+    #[must_use]
+    pub fn with_max_kept_bytes(mut self, bytes: u64) -> Self {
+        self.max_kept_bytes = bytes;
+        self
+    }
+
+    /// Sets for how many pairs of function and minute it keeps figures.
+    #[must_use]
+    pub fn with_max_rollups(mut self, count: usize) -> Self {
+        self.max_rollups = count;
+        self
+    }
+
+    /// Sets the clock by which leases run out.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+}
+
+/// Keeps functions and records in the memory of this process, up to the limits of [`MemoryStoreOptions`].
+///
+/// What it keeps dies with it, so [`Durability::Durable`] is no more than [`Durability::Buffered`] here.
+///
+/// No method waits for anything but a lock that is held for a short time. Reading a function, adding one and reading a
+/// page take the same time however many there are, as far as the processor's caches allow. A list with a filter other
+/// than by name, name prefix or function reads through all that the rest of the filter leaves.
+pub struct MemoryStore {
+    gateway: GatewayId,
+    clock: Arc<dyn Clock>,
+    functions: RwLock<Functions>,
+    records: Mutex<Records>,
+}
+
+impl MemoryStore {
+    /// An empty store with the default limits, for the functions of a gateway.
+    #[must_use]
+    pub fn new(gateway: GatewayId) -> Self {
+        Self::with_options(gateway, MemoryStoreOptions::default())
+    }
+
+    /// An empty store, for the functions of a gateway.
+    #[must_use]
+    pub fn with_options(gateway: GatewayId, options: MemoryStoreOptions) -> Self {
+        Self {
+            gateway,
+            functions: RwLock::new(Functions::new(&options)),
+            records: Mutex::new(Records::new(&options)),
+            clock: options.clock,
+        }
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Functions) -> T) -> T {
+        read(&self.functions.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, write: impl FnOnce(&mut Functions) -> T) -> T {
+        write(&mut self.functions.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn records(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something with the records once all of them are indexed. Lets others in between the batches of that.
+    async fn with_indexed<T: Send>(&self, action: impl FnOnce(&mut Records) -> T + Send) -> T {
+        loop {
+            {
+                let mut records = self.records();
+                if records.index_some() {
+                    return action(&mut records);
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore")
+            .field("gateway", &self.gateway)
+            .field("functions", &self.read(Functions::len))
+            .field("records", &self.records().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Cuts a page off what comes, in the list's order, after the cursor.
+fn page<T>(
+    items: impl Iterator<Item = T>,
+    request: &PageRequest,
+    kind: CursorKind,
+    key: impl Fn(&T) -> String,
+) -> Page<T> {
+    let limit = request.effective_limit();
+    // One more than fits says whether the list goes on.
+    let mut page: Vec<T> = items.take(limit + 1).collect();
+    let more = page.len() > limit;
+    page.truncate(limit);
+    let next = page.last().filter(|_| more).map(|last| Cursor::after(kind, &key(last)));
+    Page::new(page, next)
+}
+
+#[async_trait]
+impl FunctionStore for MemoryStore {
+    async fn gateway_id(&self) -> Result<GatewayId> {
+        Ok(self.gateway.clone())
+    }
+
+    async fn create(&self, function: &Function, revision: &Revision) -> Result<()> {
+        // The copies are made before the lock is taken.
+        let (function, revision) = (Arc::new(function.clone()), Arc::new(revision.clone()));
+        self.write(|functions| functions.create(function, revision))
+    }
+
+    async fn get(&self, key: &FunctionKey) -> Result<Option<Arc<Function>>> {
+        Ok(self.read(|functions| functions.get(key)))
+    }
+
+    async fn update(
+        &self,
+        function: &Function,
+        expected: Version,
+        revision: Option<&Revision>,
+    ) -> Result<Arc<Function>> {
+        let (function, revision) = (function.clone(), revision.cloned().map(Arc::new));
+        self.write(|functions| functions.update(function, expected, revision))
+    }
+
+    async fn list(
+        &self,
+        tenant: &TenantId,
+        filter: &FunctionFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<Function>>> {
+        self.read(|functions| functions.list(tenant, filter, page))
+    }
+
+    async fn revision(
+        &self,
+        tenant: &TenantId,
+        function: FunctionId,
+        generation: Generation,
+    ) -> Result<Option<Arc<Revision>>> {
+        Ok(self.read(|functions| functions.revision(tenant, function, generation)))
+    }
+
+    async fn revisions(
+        &self,
+        tenant: &TenantId,
+        function: FunctionId,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<Revision>>> {
+        self.read(|functions| functions.revisions(tenant, function, page))
+    }
+
+    async fn acquire_lease(&self, key: &FunctionKey, ttl: Duration) -> Result<Option<Lease>> {
+        let now = self.clock.now();
+        Ok(self.write(|functions| functions.acquire_lease(key, now, ttl)))
+    }
+
+    async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()> {
+        let now = self.clock.now();
+        self.write(|functions| functions.renew_lease(lease, now, ttl))
+    }
+
+    async fn release_lease(&self, lease: &Lease) -> Result<()> {
+        self.write(|functions| functions.release_lease(lease));
+        Ok(())
+    }
+
+    async fn update_status(&self, lease: &Lease, expected: Version, status: &FunctionStatus) -> Result<Arc<Function>> {
+        let now = self.clock.now();
+        self.write(|functions| functions.update_status(lease, now, expected, status))
+    }
+
+    async fn delete(&self, lease: &Lease, expected: Version) -> Result<()> {
+        let now = self.clock.now();
+        self.write(|functions| functions.delete(lease, now, expected))
+    }
+
+    async fn scan_due(&self, now: Timestamp, limit: usize) -> Result<Vec<FunctionKey>> {
+        Ok(self.read(|functions| functions.scan_due(now, limit)))
+    }
+
+    async fn find(&self, id: FunctionId) -> Result<Option<Arc<Function>>> {
+        Ok(self.read(|functions| functions.find(id)))
+    }
+
+    async fn scan_all(&self, page: &PageRequest) -> Result<Page<Arc<Function>>> {
+        self.read(|functions| functions.scan_all(page))
+    }
+}
+
+#[async_trait]
+impl InvocationStore for MemoryStore {
+    async fn begin(&self, record: InvocationRecord) -> Result<()> {
+        self.records().begin(Arc::new(record))
+    }
+
+    async fn finish(&self, record: InvocationRecord, _durability: Durability) -> Result<()> {
+        let record = Arc::new(record);
+        self.records().finish(record)
+    }
+
+    async fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn get(&self, tenant: &TenantId, id: InvocationId) -> Result<Option<Arc<InvocationRecord>>> {
+        Ok(self.records().get(tenant, id))
+    }
+
+    async fn list(
+        &self,
+        tenant: &TenantId,
+        filter: &RecordFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<InvocationRecord>>> {
+        self.with_indexed(|records| records.list(tenant, filter, page)).await
+    }
+
+    async fn statistics(&self, tenant: &TenantId, query: &StatisticsQuery) -> Result<Statistics> {
+        Ok(self.records().statistics(tenant, query))
+    }
+
+    async fn retain(&self, retention: &Retention, now: Timestamp, limit: usize) -> Result<u64> {
+        Ok(self.with_indexed(|records| records.retain(retention, now, limit)).await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use super::*;
+    use crate::{DriverRef, FunctionSpec, ProcessWorkload, RevisionReason};
+
+    /// A clock that stands until it is moved.
+    #[derive(Debug, Default)]
+    pub(super) struct ManualClock(AtomicI64);
+
+    impl ManualClock {
+        pub(super) fn time(&self) -> Timestamp {
+            Timestamp::from_micros(self.0.load(Ordering::Relaxed))
+        }
+
+        pub(super) fn advance(&self, by: Duration) {
+            self.0.store(self.time().plus(by).as_micros(), Ordering::Relaxed);
+        }
+    }
+
+    impl Clock for ManualClock {
+        fn now(&self) -> Timestamp {
+            self.time()
+        }
+    }
+
+    pub(super) fn time(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    /// A function of one tenant, with its first revision.
+    pub(super) fn function_of(name: &str) -> (Function, Revision) {
+        let key = FunctionKey::new("tenant".parse().unwrap(), name.parse().unwrap());
+        let spec = FunctionSpec::new("local".parse().unwrap(), ProcessWorkload::new("cat"));
+        let created = (time(0), "owner".parse().unwrap());
+        let reason = RevisionReason::Created;
+        let revision = Revision::new(key, FunctionId::generate(), Generation::FIRST, spec, created, reason);
+        (Function::new(&revision, DriverRef::new("v1")), revision)
+    }
+
+    #[tokio::test]
+    async fn leases_go_by_the_clock_of_the_options() {
+        let clock = Arc::new(ManualClock::default());
+        let options = MemoryStoreOptions::default().with_clock(clock.clone());
+        let store: &dyn FunctionStore = &MemoryStore::with_options("gateway".parse().unwrap(), options);
+        let (function, revision) = function_of("a");
+        store.create(&function, &revision).await.unwrap();
+        let ttl = Duration::from_secs(10);
+        assert!(store.acquire_lease(&function.key, ttl).await.unwrap().is_some());
+        assert!(store.acquire_lease(&function.key, ttl).await.unwrap().is_none());
+        clock.advance(ttl);
+        assert!(store.acquire_lease(&function.key, ttl).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn debug_output_shows_no_content() {
+        let store = MemoryStore::new("gateway".parse().unwrap());
+        let (mut function, revision) = function_of("a");
+        function.spec = function.spec.with_env("TOKEN", "hunter2");
+        FunctionStore::create(&store, &function, &revision).await.unwrap();
+        let text = format!("{store:?}");
+        assert!(text.contains("functions: 1") && !text.contains("hunter2"), "{text}");
+    }
+}

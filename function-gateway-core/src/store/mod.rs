@@ -2,6 +2,7 @@
 
 pub mod memory;
 mod page;
+pub mod statistics;
 
 use std::fmt;
 use std::sync::Arc;
@@ -128,7 +129,8 @@ pub trait FunctionStore: fmt::Debug + Send + Sync + 'static {
     /// Adds a function with its first revision.
     ///
     /// # Errors
-    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists) where the tenant has a function of the name.
+    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists) where the tenant has a function of the name;
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) where the revision is not the function's newest.
     async fn create(&self, function: &Function, revision: &Revision) -> Result<()>;
 
     /// Reads a function.
@@ -138,8 +140,9 @@ pub trait FunctionStore: fmt::Debug + Send + Sync + 'static {
     /// version is still `expected`. Gives it with its new version: the successor of `expected`.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound); [`Conflict`](crate::ErrorKind::Conflict) where the version differs or
-    /// another function bears the name now.
+    /// [`NotFound`](crate::ErrorKind::NotFound); [`Conflict`](crate::ErrorKind::Conflict) where the version differs,
+    /// another function bears the name now, or there is a revision of that generation already;
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) where the revision is not the function's newest.
     async fn update(
         &self,
         function: &Function,
@@ -173,10 +176,11 @@ pub trait FunctionStore: fmt::Debug + Send + Sync + 'static {
         page: &PageRequest,
     ) -> Result<Page<Arc<Revision>>>;
 
-    /// Takes the lease of a function for a time; `None` where somebody else holds it, or there is no such function.
+    /// Takes the lease of a function for a time, from now; `None` where somebody holds it, or there is no such function.
+    /// A lease whose time is over is lost, whether somebody else took it or not.
     async fn acquire_lease(&self, key: &FunctionKey, ttl: Duration) -> Result<Option<Lease>>;
 
-    /// Prolongs a lease.
+    /// Prolongs a lease, from now.
     ///
     /// # Errors
     /// [`Conflict`](crate::ErrorKind::Conflict) where it was lost.
@@ -234,14 +238,15 @@ pub trait InvocationStore: fmt::Debug + Send + Sync + 'static {
     /// Commits a record that is not in a final state, with [`Durability::Durable`].
     ///
     /// # Errors
-    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists) where there is a record of the id, in whichever tenant.
+    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists) where there is a record of the id, in whichever tenant;
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) where the state is final.
     async fn begin(&self, record: InvocationRecord) -> Result<()>;
 
     /// Keeps a record in its final state: a new one, or in place of the same one that was begun.
     ///
     /// # Errors
-    /// [`Conflict`](crate::ErrorKind::Conflict) where the record is in a final state already;
-    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) where the new state is not final.
+    /// [`Conflict`](crate::ErrorKind::Conflict) where the record is in a final state already, or is another function's;
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) where the new state is not final or `finished_at` is absent.
     async fn finish(&self, record: InvocationRecord, durability: Durability) -> Result<()>;
 
     /// Waits until everything that was buffered when it was called is kept.
@@ -250,7 +255,8 @@ pub trait InvocationStore: fmt::Debug + Send + Sync + 'static {
     /// Reads a record.
     async fn get(&self, tenant: &TenantId, id: InvocationId) -> Result<Option<Arc<InvocationRecord>>>;
 
-    /// Reads a page of a tenant's records, newest first, in the order of their ids (which are by time of creation).
+    /// Reads a page of a tenant's records, newest first by `created_at`, those of the same microsecond by their ids.
+    /// Callers may bring ids of their own, so ids alone say nothing about time.
     ///
     /// # Errors
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a cursor that is not of such a list.

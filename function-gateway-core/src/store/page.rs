@@ -7,6 +7,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::{Error, ErrorKind, Result};
 
+/// The error for a cursor whose key a list can't read.
+pub(super) fn invalid_cursor() -> Error {
+    Error::new(ErrorKind::InvalidArgument, "the cursor is not one that this list gave; start again without")
+}
+
 /// Which list a cursor belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -66,19 +71,15 @@ impl Cursor {
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] where it is no cursor, or one of another list or of a version not known here.
     pub fn key(&self, kind: CursorKind) -> Result<String> {
-        let invalid = || {
-            let message = "the cursor is not one that this list gave; start again without";
-            Error::new(ErrorKind::InvalidArgument, message)
-        };
         if self.0.len() > Self::MAX_LEN {
-            return Err(invalid());
+            return Err(invalid_cursor());
         }
-        let bytes = URL_SAFE_NO_PAD.decode(&self.0).map_err(|_| invalid())?;
+        let bytes = URL_SAFE_NO_PAD.decode(&self.0).map_err(|_| invalid_cursor())?;
         match bytes.split_first_chunk::<2>() {
             Some(([Self::VERSION, tag], key)) if *tag == kind.tag() => {
-                String::from_utf8(key.to_vec()).map_err(|_| invalid())
+                String::from_utf8(key.to_vec()).map_err(|_| invalid_cursor())
             }
-            _ => Err(invalid()),
+            _ => Err(invalid_cursor()),
         }
     }
 }
