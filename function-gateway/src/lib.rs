@@ -1,1 +1,31 @@
-//! Placeholder.
+//! Function Gateway: own the API of your functions, and change the engine behind it without changing a caller.
+//!
+//! This crate is what a host depends on. It re-exports `function-gateway-core` flat, and drivers and middleware by
+//! feature:
+//!
+//! | feature | what it brings |
+//! |---|---|
+//! | `local-process` | [`drivers::local_process`]: functions as processes on this machine |
+//! | `validation` | [`middleware::validation`]: input and output checked with JSON Schema |
+//! | `secrets` | [`middleware::secrets`]: secrets for each call |
+
+pub use function_gateway_core::*;
+
+/// Drivers, by feature.
+pub mod drivers {
+    #[cfg(feature = "local-process")]
+    pub use function_gateway_local_process as local_process;
+}
+
+/// Middleware, by feature.
+pub mod middleware {
+    #[cfg(feature = "secrets")]
+    pub use function_gateway_secrets as secrets;
+    #[cfg(feature = "validation")]
+    pub use function_gateway_validation as validation;
+}
+
+/// The code in README.md, compiled.
+#[cfg(all(doctest, feature = "local-process", feature = "validation", feature = "secrets"))]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
