@@ -1,0 +1,256 @@
+//! What is deployed, what runs of it, and the trait that the gateway drives it by.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use function_gateway_core::{
+    BoxStream, CallContext, Delivery, DeployRequest, Deployment, DeploymentStatus, DriverCapabilities, DriverInfo,
+    DriverRef, DriverRequest, EngineInfo, Error, ErrorKind, FaasDriver, FunctionId, FunctionSpec, GatewayId,
+    Generation, InvokeResponse, ListScope, Protocol, Result, Scope, Violation,
+};
+use futures_util::stream;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use crate::config::LocalProcessConfig;
+use crate::exec::{self, ExecFunction, Place};
+use crate::process::{Hold, Processes, Stop};
+
+/// How long a shutdown waits for processes that it has killed.
+const KILL_GRACE: Duration = Duration::from_secs(5);
+
+/// Runs functions as processes on this machine.
+///
+/// What is deployed lives in this value: another process, or another value, deploys for itself. Only
+/// [`shutdown`](FaasDriver::shutdown) waits for running processes; dropping the driver leaves them to their calls.
+///
+/// The host must neither ignore `SIGCHLD` nor wait for processes that it has not started, since the status of a
+/// function's process can be read once.
+pub struct LocalProcess {
+    info: DriverInfo,
+    config: Arc<LocalProcessConfig>,
+    runtime: Handle,
+    deployed: Mutex<HashMap<DriverRef, Arc<Deployed>>>,
+    /// Processes until they are reaped, and the tasks that attend to them. Closed by the shutdown.
+    running: TaskTracker,
+    permits: Option<Arc<Semaphore>>,
+}
+
+impl fmt::Debug for LocalProcess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalProcess")
+            .field("config", &self.config)
+            .field("deployed", &self.deployed().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One generation of a function, ready to be executed.
+struct Deployed {
+    gateway: GatewayId,
+    function: FunctionId,
+    generation: Generation,
+    exec: ExecFunction,
+    processes: Arc<Processes>,
+}
+
+impl LocalProcess {
+    /// A driver whose processes are attended to by the current tokio runtime, which needs its I/O driver enabled.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] outside a runtime, or for a search path that is not absolute.
+    pub fn new(config: LocalProcessConfig) -> Result<Self> {
+        let runtime = Handle::try_current().map_err(|error| {
+            let message = "there is no current tokio runtime: give one to `LocalProcess::with_runtime`";
+            Error::new(ErrorKind::InvalidArgument, message).with_source(error)
+        })?;
+        Self::with_runtime(config, runtime)
+    }
+
+    /// A driver whose processes are attended to by `runtime`, which needs its I/O driver enabled.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for a search path that is not absolute.
+    pub fn with_runtime(config: LocalProcessConfig, runtime: Handle) -> Result<Self> {
+        config.validate()?;
+        let permits = config.max_processes.map(|limit| {
+            let limit = usize::try_from(limit.get()).unwrap_or(Semaphore::MAX_PERMITS);
+            Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)))
+        });
+        Ok(Self {
+            info: DriverInfo::new("local-process", "processes on this machine", vec![Protocol::exec()]),
+            config: Arc::new(config),
+            runtime,
+            deployed: Mutex::default(),
+            running: TaskTracker::new(),
+            permits,
+        })
+    }
+
+    fn deployed(&self) -> MutexGuard<'_, HashMap<DriverRef, Arc<Deployed>>> {
+        self.deployed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is deployed at a target and not on its way out.
+    fn find(&self, target: &DriverRef) -> Option<Arc<Deployed>> {
+        self.deployed().get(target).filter(|deployed| deployed.processes.stopped() != Some(Stop::Removed)).cloned()
+    }
+
+    /// Runs what blocks on the file system apart from the runtime's own threads.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+        self.runtime.spawn_blocking(work).await.map_err(|error| {
+            Error::new(ErrorKind::Internal, "the driver's runtime has stopped")
+                .with_delivery(Delivery::NotSent)
+                .with_source(error)
+        })
+    }
+
+    /// What a process of a new call holds; an error where there is to be no new call.
+    fn admit(&self) -> Result<Hold> {
+        // The token comes first: a shutdown that this does not see yet then waits for it.
+        let tracked = self.running.token();
+        if self.running.is_closed() {
+            return Err(shutting_down());
+        }
+        let permit = match &self.permits {
+            None => None,
+            Some(permits) => Some(Arc::clone(permits).try_acquire_owned().map_err(|_| {
+                let limit = self.config.max_processes.map_or(0, std::num::NonZeroU32::get);
+                Error::new(ErrorKind::Unavailable, format!("the limit of {limit} processes at a time is reached"))
+                    .with_delivery(Delivery::NotSent)
+                    .with_context("max_processes", limit.to_string())
+            })?),
+        };
+        Ok(Hold { _tracked: tracked, _permit: permit })
+    }
+}
+
+fn shutting_down() -> Error {
+    Error::new(ErrorKind::ShuttingDown, "the driver is shutting down")
+}
+
+#[async_trait]
+impl FaasDriver for LocalProcess {
+    fn info(&self) -> &DriverInfo {
+        &self.info
+    }
+
+    fn capabilities(&self, protocol: &Protocol) -> DriverCapabilities {
+        if *protocol != Protocol::exec() {
+            return DriverCapabilities::NONE;
+        }
+        DriverCapabilities::NONE.with(|caps| {
+            caps.scope = Scope::PerProcess;
+            caps.process = true;
+            caps.env = true;
+            caps.secrets_per_call = true;
+            caps.streaming = true;
+            caps.cancel = true;
+            caps.invocation_logs = true;
+        })
+    }
+
+    async fn probe(&self, _cx: &CallContext) -> Result<EngineInfo> {
+        Ok(EngineInfo::new(self.info.kind, env!("CARGO_PKG_VERSION")))
+    }
+
+    async fn check(&self, _cx: &CallContext, spec: &FunctionSpec) -> Result<Vec<Violation>> {
+        let (config, spec) = (Arc::clone(&self.config), spec.clone());
+        self.blocking(move || exec::check(&config, &spec)).await
+    }
+
+    fn reference(&self, gateway: &GatewayId, function: FunctionId, generation: Generation) -> DriverRef {
+        DriverRef::plain(gateway, function, generation)
+    }
+
+    async fn deploy(&self, _cx: &CallContext, target: &DriverRef, request: DeployRequest) -> Result<DeploymentStatus> {
+        if self.running.is_closed() {
+            return Err(shutting_down());
+        }
+        if self.find(target).is_some() {
+            return Ok(DeploymentStatus::ready());
+        }
+        let (config, revision) = (Arc::clone(&self.config), Arc::clone(&request.revision));
+        let exec = self.blocking(move || ExecFunction::new(&config, revision)).await?.map_err(|violations| {
+            Error::new(ErrorKind::Misconfigured, "the function can't run on this machine").with_violations(violations)
+        })?;
+        let deployed = Deployed {
+            gateway: request.gateway,
+            function: request.revision.function,
+            generation: request.revision.generation,
+            exec,
+            processes: Arc::default(),
+        };
+        let mut all = self.deployed();
+        let current = all.entry(target.clone()).or_insert_with(|| Arc::new(deployed));
+        if current.processes.stopped().is_some() {
+            return Err(Error::new(ErrorKind::Conflict, "the deployment is just being removed"));
+        }
+        Ok(DeploymentStatus::ready())
+    }
+
+    async fn status(&self, _cx: &CallContext, target: &DriverRef) -> Result<DeploymentStatus> {
+        Ok(self.find(target).map_or_else(DeploymentStatus::missing, |_| DeploymentStatus::ready()))
+    }
+
+    async fn remove(&self, _cx: &CallContext, target: &DriverRef) -> Result<()> {
+        let Some(deployed) = self.deployed().get(target).cloned() else { return Ok(()) };
+        for group in deployed.processes.stop(Stop::Removed) {
+            group.ended().await.map_err(|error| {
+                Error::new(ErrorKind::Engine, "a process of the function may still run").with_source(error)
+            })?;
+        }
+        self.deployed().remove(target);
+        Ok(())
+    }
+
+    fn list<'a>(&'a self, _cx: &'a CallContext, scope: ListScope) -> BoxStream<'a, Result<Deployment>> {
+        let wanted = |deployed: &Deployed| match &scope {
+            ListScope::All(gateway) => deployed.gateway == *gateway,
+            ListScope::Function(gateway, function) => deployed.gateway == *gateway && deployed.function == *function,
+            _ => false,
+        };
+        let mut listed: Vec<_> = self
+            .deployed()
+            .iter()
+            .filter(|(_, deployed)| wanted(deployed))
+            .map(|(target, deployed)| {
+                Deployment::new(target.clone(), deployed.function, deployed.generation)
+                    .with_status(DeploymentStatus::ready())
+            })
+            .collect();
+        listed.sort_unstable_by(|a, b| a.target.cmp(&b.target));
+        Box::pin(stream::iter(listed.into_iter().map(Ok)))
+    }
+
+    async fn invoke(&self, cx: &CallContext, target: &DriverRef, request: DriverRequest) -> Result<InvokeResponse> {
+        let deployed = self
+            .find(target)
+            .ok_or_else(|| Error::new(ErrorKind::NotDeployed, "the function is not deployed in this process"))?;
+        let hold = self.admit()?;
+        let place = Place { processes: &deployed.processes, runtime: &self.runtime, tasks: &self.running, hold };
+        exec::invoke(&deployed.exec, place, cx, request).await
+    }
+
+    async fn shutdown(&self, deadline: Instant) -> Result<()> {
+        self.running.close();
+        if tokio::time::timeout_at(deadline.into(), self.running.wait()).await.is_ok() {
+            return Ok(());
+        }
+        let all: Vec<_> = self.deployed().values().cloned().collect();
+        for deployed in all {
+            for group in deployed.processes.stop(Stop::ShutDown) {
+                // Also where a call's future is kept and no longer polled.
+                drop(self.runtime.spawn(async move { group.ended().await }));
+            }
+        }
+        tokio::time::timeout(KILL_GRACE, self.running.wait()).await.map_err(|_| {
+            let message = "processes that were killed have not ended";
+            Error::new(ErrorKind::Engine, message).with_context("still_running", self.running.len().to_string())
+        })
+    }
+}

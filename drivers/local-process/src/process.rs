@@ -1,0 +1,307 @@
+//! Starts a process in a group of its own, and never lets go of it before it is killed and reaped.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use function_gateway_core::{Delivery, Error, ErrorKind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
+use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::error;
+
+/// How long the last owner of a killed process waits for its end, where no runtime is left that could.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
+/// Why the driver ended a process by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Its deployment was removed.
+    Removed,
+    /// The driver was shut down.
+    ShutDown,
+}
+
+impl Stop {
+    pub(crate) fn error(self) -> Error {
+        let message = match self {
+            Self::Removed => "the function was removed",
+            Self::ShutDown => "the gateway stopped",
+        };
+        Error::new(ErrorKind::Cancelled, message).with_delivery(Delivery::Executed)
+    }
+}
+
+/// What a process holds until it is reaped.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pub(crate) _tracked: TaskTrackerToken,
+    pub(crate) _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// A process that was started, with its ends of the three pipes.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) process: Process,
+    pub(crate) stdin: pipe::Sender,
+    pub(crate) stdout: pipe::Receiver,
+    pub(crate) stderr: pipe::Receiver,
+}
+
+/// Starts a process that leads a new group, and enters it in `processes`. Its pipes belong to `runtime`.
+///
+/// `std` starts it by `posix_spawn`, which does not copy the host's page tables, as long as the program is an absolute
+/// path and the command has no `pre_exec`, user or group. The calling thread waits until the program is loaded.
+pub(crate) fn start(mut command: Command, processes: &Arc<Processes>, runtime: &Handle, hold: Hold) -> Result<Started> {
+    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => return Err(error::of_start(error, &command)),
+    };
+    let mut child = Unwatched(Some(child));
+    child.watch(processes, runtime, hold).map_err(|error| error::of_io(error, Delivery::Unknown))
+}
+
+/// A process that nothing watches yet: dropping it kills and reaps it.
+struct Unwatched(Option<Child>);
+
+impl Unwatched {
+    fn watch(&mut self, processes: &Arc<Processes>, runtime: &Handle, hold: Hold) -> io::Result<Started> {
+        let missing = || io::Error::other("the process has no pipes");
+        let child = self.0.as_mut().ok_or_else(missing)?;
+        let pid = Pid::from_child(child);
+        let stdin = OwnedFd::from(child.stdin.take().ok_or_else(missing)?);
+        let stdout = OwnedFd::from(child.stdout.take().ok_or_else(missing)?);
+        let stderr = OwnedFd::from(child.stderr.take().ok_or_else(missing)?);
+
+        let entered = runtime.enter();
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        #[expect(deprecated, reason = "its replacement is unsafe for the sake of types that may lose their descriptor")]
+        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+        let stdin = pipe::Sender::from_owned_fd(stdin)?;
+        let stdout = pipe::Receiver::from_owned_fd(stdout)?;
+        let stderr = pipe::Receiver::from_owned_fd(stderr)?;
+        drop(entered);
+
+        let child = self.0.take().ok_or_else(missing)?;
+        let state = Mutex::new(State { child, status: None, hold: Some(hold) });
+        let group = processes.admit(|id| Group {
+            id,
+            pid,
+            pidfd,
+            state,
+            stop: OnceLock::new(),
+            processes: Arc::clone(processes),
+        });
+        Ok(Started { process: Process { group, runtime: runtime.clone() }, stdin, stdout, stderr })
+    }
+}
+
+impl Drop for Unwatched {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            send_kill(Pid::from_child(child));
+            // It was just killed, so this wait is as short as its end. Nothing but the host's own code can have
+            // reaped it before, and then there is nothing to wait for.
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Owns a process: dropping it kills the whole group at once, and leaves it to the runtime to reap.
+#[derive(Debug)]
+pub(crate) struct Process {
+    group: Arc<Group>,
+    runtime: Handle,
+}
+
+impl Process {
+    pub(crate) fn group(&self) -> &Arc<Group> {
+        &self.group
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.group.kill() {
+            let group = Arc::clone(&self.group);
+            // Where the runtime is gone the task is dropped, and with it the group, which then waits by itself.
+            drop(self.runtime.spawn(async move { group.ended().await }));
+        }
+    }
+}
+
+/// A process and the group that it leads.
+///
+/// Its number, and so the group's, stays its own until it is reaped. Therefore whatever signals the group holds the
+/// lock, and finds the process not reaped.
+#[derive(Debug)]
+pub(crate) struct Group {
+    id: u64,
+    pid: Pid,
+    pidfd: AsyncFd<OwnedFd>,
+    state: Mutex<State>,
+    stop: OnceLock<Stop>,
+    processes: Arc<Processes>,
+}
+
+#[derive(Debug)]
+struct State {
+    child: Child,
+    status: Option<ExitStatus>,
+    hold: Option<Hold>,
+}
+
+impl Group {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Kills the group, and the process itself should it have left its group. Says whether it is still to be reaped.
+    pub(crate) fn kill(&self) -> bool {
+        let state = self.state();
+        if state.status.is_some() {
+            return false;
+        }
+        send_kill(self.pid);
+        true
+    }
+
+    /// Kills the group for a reason, which the call then answers with.
+    fn stop(&self, reason: Stop) {
+        // The first reason stands.
+        let _ = self.stop.set(reason);
+        self.kill();
+    }
+
+    /// Why the driver ended it by itself, if it did.
+    pub(crate) fn stopped(&self) -> Option<Stop> {
+        self.stop.get().copied()
+    }
+
+    /// Waits until the process has ended, kills what is left of its group, and reaps it. Any number of callers get the
+    /// same status. Cancel-safe.
+    pub(crate) async fn ended(&self) -> io::Result<ExitStatus> {
+        loop {
+            let mut ready = self.pidfd.readable().await?;
+            if let Some(status) = self.reap()? {
+                return Ok(status);
+            }
+            ready.clear_ready();
+        }
+    }
+
+    /// The status, if the process has ended.
+    fn reap(&self) -> io::Result<Option<ExitStatus>> {
+        let mut state = self.state();
+        if state.status.is_some() {
+            return Ok(state.status);
+        }
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        if rustix::process::waitid(WaitId::Pid(self.pid), look)?.is_none() {
+            return Ok(None);
+        }
+        send_kill(self.pid);
+        state.status = state.child.try_wait()?;
+        if state.status.is_some() {
+            self.processes.forget(self.id);
+            state.hold = None;
+        }
+        Ok(state.status)
+    }
+}
+
+impl Drop for Group {
+    /// Comes too late for nothing but a runtime that is gone: everybody else has waited for the end.
+    fn drop(&mut self) {
+        if self.kill() {
+            let timeout = Timespec { tv_sec: LAST_WAIT.as_secs().cast_signed(), tv_nsec: 0 };
+            let mut ended = [PollFd::from_borrowed_fd(self.pidfd.get_ref().as_fd(), PollFlags::IN)];
+            let waited = rustix::event::poll(&mut ended, Some(&timeout));
+            if !matches!((waited, self.reap()), (Ok(_), Ok(Some(_)))) {
+                self.processes.forget(self.id);
+                tracing::warn!(pid = self.pid.as_raw_pid(), "a killed process did not end");
+            }
+        }
+    }
+}
+
+/// Kills a group and its leader, which must not have been reaped.
+fn send_kill(leader: Pid) {
+    let killed = [
+        rustix::process::kill_process_group(leader, Signal::KILL),
+        // A leader can move to another group of its session.
+        rustix::process::kill_process(leader, Signal::KILL),
+    ];
+    for result in killed {
+        match result {
+            Ok(()) | Err(Errno::SRCH) => {}
+            // A process that changed its user is beyond the host's reach.
+            Err(errno) => tracing::warn!(pid = leader.as_raw_pid(), %errno, "a process could not be killed"),
+        }
+    }
+}
+
+/// The processes of one deployment, so that all can be ended.
+#[derive(Debug, Default)]
+pub(crate) struct Processes(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    stopped: Option<Stop>,
+    next_id: u64,
+    groups: HashMap<u64, Weak<Group>>,
+}
+
+impl Processes {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a process. One that comes after the stop is ended at once.
+    fn admit(&self, make: impl FnOnce(u64) -> Group) -> Arc<Group> {
+        let mut table = self.table();
+        let id = table.next_id;
+        table.next_id += 1;
+        let group = Arc::new(make(id));
+        table.groups.insert(id, Arc::downgrade(&group));
+        let stopped = table.stopped;
+        drop(table);
+        if let Some(reason) = stopped {
+            group.stop(reason);
+        }
+        group
+    }
+
+    fn forget(&self, id: u64) {
+        self.table().groups.remove(&id);
+    }
+
+    /// Why no further process is admitted, if so.
+    pub(crate) fn stopped(&self) -> Option<Stop> {
+        self.table().stopped
+    }
+
+    /// Kills every process, and each that is still to come. Gives those that are still to be reaped.
+    pub(crate) fn stop(&self, reason: Stop) -> Vec<Arc<Group>> {
+        let mut table = self.table();
+        table.stopped.get_or_insert(reason);
+        let groups: Vec<_> = table.groups.values().filter_map(Weak::upgrade).collect();
+        drop(table);
+        for group in &groups {
+            group.stop(reason);
+        }
+        groups
+    }
+}
