@@ -260,7 +260,6 @@ macro_rules! uuid_id {
                 self.0.as_bytes()
             }
 
-            pub(crate) const MAX: Self = Self(Uuid::max());
         }
 
         impl fmt::Display for $name {

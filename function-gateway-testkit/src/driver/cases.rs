@@ -334,7 +334,7 @@ pub async fn method_path_and_query_reach_the_function(bench: &Bench) -> CaseResu
     let target = bench.deployed(&bench.spec(&Behaviour::Tell)?).await;
     let mut request = target.request(Body::empty());
     request.method = Method::PUT;
-    request.path = "/a%20b/c".to_owned();
+    request.path = "/a%20b/c".into();
     request.query = Some("x=1&y=%2F".to_owned());
     let told = told(bench, bench.cx(), &target, request).await;
     let expected = [("method", "PUT"), ("path", "/a%20b/c"), ("query", "x=1&y=%2F")];

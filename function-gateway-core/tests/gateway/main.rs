@@ -1,0 +1,7 @@
+//! A gateway over scripted engines, through the public API.
+
+mod common;
+mod executor;
+mod manager;
+mod reconcile;
+mod records;

@@ -1,0 +1,382 @@
+//! The lifecycle of functions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::common::{cx, function, gateway, gateway_with, name, principal, soon, spec, spec_number, text};
+use function_gateway_core::{
+    Action, Authorizer, CallContext, ConditionKind, Deadline, Decision, Error, ErrorKind, FunctionExecutor as _,
+    FunctionFilter, FunctionManager as _, FunctionManagerExt as _, Generation, InvokeRequest, PageRequest, Phase,
+    Precondition, Resource, Result, Retry, RevisionReason, RevisionState, Violation,
+};
+use function_gateway_testkit::{Fault, Gate, Handler, Op, Readiness};
+
+fn generation(number: u64) -> Generation {
+    Generation::new(number).unwrap()
+}
+
+#[tokio::test]
+async fn a_created_function_is_ready_and_can_be_called() {
+    let setup = gateway().await;
+    let created = setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    assert_eq!(created.status.phase, Phase::Ready);
+    assert_eq!(created.status.serving_generation(), Some(generation(1)));
+    assert_eq!(created.owner.as_str(), "ada");
+    let answer = setup.gateway.invoke(&cx(), &function("echo"), InvokeRequest::new("hello")).await.unwrap();
+    assert_eq!(text(answer).await, "hello");
+}
+
+#[tokio::test]
+async fn a_name_is_taken_within_its_tenant_only() {
+    let setup = gateway().await;
+    setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    let error = setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    let other = CallContext::new(principal("other", "bob"));
+    setup.gateway.create(&other, &name("echo"), spec()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_foreign_tenants_function_does_not_exist() {
+    let setup = gateway().await;
+    setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    let other = CallContext::new(principal("other", "bob"));
+    let gateway = &setup.gateway;
+    let none = Precondition::none();
+    let errors = [
+        gateway.get(&other, &name("echo")).await.err(),
+        gateway.update(&other, &name("echo"), spec_number(1), none).await.err(),
+        gateway.delete(&other, &name("echo"), none).await.err(),
+        gateway.revisions(&other, &name("echo"), &PageRequest::default()).await.err(),
+        gateway.revision(&other, &name("echo"), Generation::FIRST).await.err(),
+        gateway.roll_back(&other, &name("echo"), Generation::FIRST, none).await.err(),
+        gateway.rotate_secrets(&other, &name("echo")).await.err(),
+        gateway.scale(&other, &name("echo"), 1).await.err(),
+        gateway.invoke(&other, &function("echo"), InvokeRequest::new("")).await.err(),
+    ];
+    for (index, error) in errors.into_iter().enumerate() {
+        assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::NotFound), "operation {index}");
+    }
+    assert!(gateway.list(&other, &FunctionFilter::all(), &PageRequest::default()).await.unwrap().items.is_empty());
+}
+
+#[tokio::test]
+async fn every_violation_is_listed_and_nothing_is_stored() {
+    let setup = gateway().await;
+    let mut bad = spec().with_middleware("absent", serde_json::Value::Null);
+    bad.limits.max_in_flight = Some(0);
+    bad.readiness_path = Some("ready".into());
+    bad.input_schema = Some(serde_json::json!({}));
+    bad.unknown = serde_json::from_value(serde_json::json!({"timeoutz": 1})).unwrap();
+    let error = setup.gateway.create(&cx(), &name("bad"), bad).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidSpec);
+    let pointers: Vec<&str> = error.violations().iter().map(|violation| violation.pointer.as_str()).collect();
+    for expected in ["/timeoutz", "/limits/max_in_flight", "/readiness_path", "/input_schema", "/middleware/0/name"] {
+        assert!(pointers.contains(&expected), "{expected} is not in {pointers:?}");
+    }
+    assert_eq!(setup.gateway.get(&cx(), &name("bad")).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(setup.engine.targets().is_empty());
+}
+
+#[tokio::test]
+async fn an_unknown_driver_is_refused_with_those_there_are() {
+    let setup = gateway().await;
+    let mut unknown = spec();
+    unknown.driver = "absent".parse().unwrap();
+    let violations = setup.gateway.validate(&cx(), &unknown).await.unwrap();
+    assert_eq!(violations[0].pointer, "/driver");
+    assert!(violations[0].reason.contains("scripted"), "{violations:?}");
+}
+
+#[tokio::test]
+async fn what_the_driver_refuses_is_refused_at_creation() {
+    let setup = gateway().await;
+    setup.engine.on_check(|_| vec![Violation::new("/run", "no")]);
+    let error = setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap_err();
+    assert_eq!(error.violations(), [Violation::new("/run", "no")]);
+}
+
+#[tokio::test]
+async fn an_update_serves_the_new_revision_and_removes_the_old_one_later() {
+    let setup = gateway().await;
+    let gateway = &setup.gateway;
+    gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    let updated = gateway.update(&cx(), &name("echo"), spec_number(2), Precondition::none()).await.unwrap();
+    assert_eq!(updated.status.serving_generation(), Some(generation(2)));
+    let retired = updated.status.deployment(generation(1)).unwrap();
+    assert_eq!(retired.state, RevisionState::Retired);
+    let wait = retired.due_at.unwrap().since(retired.since);
+    let config = gateway.config();
+    assert_eq!(wait, config.route_ttl + config.default_total_timeout);
+    assert_eq!(setup.engine.targets().len(), 2);
+}
+
+#[tokio::test]
+async fn a_retired_revision_is_removed_once_its_calls_have_ended() {
+    let clock = function_gateway_testkit::ManualClock::default();
+    let setup = gateway_with(|builder| builder.clock(Arc::new(clock.clone()))).await;
+    let gateway = &setup.gateway;
+    gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    let updated = gateway.update(&cx(), &name("echo"), spec_number(2), Precondition::none()).await.unwrap();
+    gateway.reconcile_due().await.unwrap();
+    assert_eq!(setup.engine.targets().len(), 2);
+    clock.advance(gateway.config().route_ttl + gateway.config().default_total_timeout);
+    gateway.reconcile_due().await.unwrap();
+    let target = updated.status.deployment(generation(2)).unwrap().target.clone();
+    assert_eq!(setup.engine.targets(), [target]);
+    let settled = gateway.get(&cx(), &name("echo")).await.unwrap();
+    assert_eq!((settled.status.deployments.len(), settled.status.reconcile_at), (1, None));
+}
+
+#[tokio::test]
+async fn an_update_that_changes_nothing_is_no_generation() {
+    let setup = gateway().await;
+    let created = setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    let updated = setup.gateway.update(&cx(), &name("echo"), spec(), Precondition::none()).await.unwrap();
+    assert_eq!((updated.generation, updated.version), (created.generation, created.version));
+}
+
+#[tokio::test]
+async fn a_failed_update_leaves_the_old_revision_serving() {
+    let setup = gateway().await;
+    let gateway = &setup.gateway;
+    gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    setup.engine.set_readiness(Readiness::Failed("the image can't be pulled".into()));
+    let updated = gateway.update(&cx(), &name("echo"), spec_number(2), Precondition::none()).await.unwrap();
+    assert_eq!(updated.status.phase, Phase::Failed);
+    assert_eq!(updated.status.serving_generation(), Some(generation(1)));
+    let condition = updated.status.condition(ConditionKind::DeployFailed).unwrap();
+    assert_eq!(condition.message, "the image can't be pulled");
+    let answer = gateway.invoke(&cx(), &function("echo"), InvokeRequest::new("still here")).await.unwrap();
+    assert_eq!(text(answer).await, "still here");
+
+    let error = gateway.wait_until_ready(&cx(), &name("echo")).await.unwrap_err();
+    assert!(error.message().contains("the image can't be pulled"), "{error}");
+
+    setup.engine.set_readiness(Readiness::Immediate);
+    let mended = gateway.update(&cx(), &name("echo"), spec_number(3), Precondition::none()).await.unwrap();
+    assert_eq!(mended.status.serving_generation(), Some(generation(3)));
+    assert_eq!(mended.status.condition(ConditionKind::DeployFailed), None);
+}
+
+#[tokio::test]
+async fn a_function_that_takes_long_is_given_back_as_it_is_and_gets_ready_without_its_caller() {
+    let setup = gateway().await;
+    let gate = Gate::new();
+    setup.engine.set_readiness(Readiness::Gated(gate.clone()));
+    let hurry = cx().with_deadline(Deadline::after(Duration::from_millis(20)));
+    let created = setup.gateway.create(&hurry, &name("slow"), spec()).await.unwrap();
+    assert_eq!(created.status.phase, Phase::Deploying);
+    let error = setup.gateway.invoke(&cx(), &function("slow"), InvokeRequest::new("")).await.unwrap_err();
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::NotReady, Retry::Transient));
+    gate.open();
+    soon(async {
+        while setup.gateway.get(&cx(), &name("slow")).await.unwrap().status.phase != Phase::Ready {
+            setup.gateway.reconcile_due().await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_transient_failure_to_deploy_is_tried_again() {
+    let setup = gateway().await;
+    let down = Error::new(ErrorKind::Unavailable, "the engine is down");
+    setup.engine.inject(Op::Deploy, Fault::error(down).times(2));
+    let created = setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    assert_eq!(created.status.phase, Phase::Ready);
+    assert_eq!(setup.engine.count(Op::Deploy), 3);
+}
+
+#[tokio::test]
+async fn a_permanent_failure_to_deploy_is_not_tried_again() {
+    let setup = gateway().await;
+    setup.engine.inject(Op::Deploy, Fault::error(Error::new(ErrorKind::Engine, "the engine says no")));
+    let created = setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    assert_eq!((created.status.phase, created.status.reconcile_at), (Phase::Failed, None));
+    let error = setup.gateway.invoke(&cx(), &function("echo"), InvokeRequest::new("")).await.unwrap_err();
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::NotReady, Retry::Never));
+}
+
+#[tokio::test]
+async fn preconditions_are_kept() {
+    let setup = gateway().await;
+    let created = setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    let stale = Precondition::version(function_gateway_core::Version::FIRST);
+    assert_ne!(created.version, function_gateway_core::Version::FIRST);
+    for condition in [stale, Precondition::generation(generation(9))] {
+        let error = setup.gateway.update(&cx(), &name("echo"), spec_number(1), condition).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PreconditionFailed);
+        let error = setup.gateway.delete(&cx(), &name("echo"), condition).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PreconditionFailed);
+    }
+    let current = Precondition::version(created.version);
+    setup.gateway.update(&cx(), &name("echo"), spec_number(1), current).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_concurrent_updates_of_one_generation_one_wins() {
+    let setup = gateway().await;
+    setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    let tasks: Vec<_> = (0..16)
+        .map(|number| {
+            let gateway = setup.gateway.clone();
+            tokio::spawn(async move {
+                let condition = Precondition::generation(Generation::FIRST);
+                gateway.update(&cx(), &name("echo"), spec_number(number), condition).await
+            })
+        })
+        .collect();
+    let mut won = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(_) => won += 1,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::PreconditionFailed),
+        }
+    }
+    assert_eq!(won, 1);
+    assert_eq!(setup.gateway.get(&cx(), &name("echo")).await.unwrap().generation, generation(2));
+}
+
+#[tokio::test]
+async fn a_roll_back_is_a_new_generation_of_an_old_specification() {
+    let setup = gateway().await;
+    let gateway = &setup.gateway;
+    gateway.create(&cx(), &name("echo"), spec_number(1)).await.unwrap();
+    gateway.update(&cx(), &name("echo"), spec_number(2), Precondition::none()).await.unwrap();
+    let back = gateway.roll_back(&cx(), &name("echo"), generation(1), Precondition::none()).await.unwrap();
+    assert_eq!((back.generation, &back.spec), (generation(3), &spec_number(1)));
+    let revisions = gateway.revisions(&cx(), &name("echo"), &PageRequest::default()).await.unwrap().items;
+    let reasons: Vec<_> = revisions.iter().map(|revision| revision.reason).collect();
+    let rolled_back = RevisionReason::RolledBack { to: generation(1) };
+    assert_eq!(reasons, [rolled_back, RevisionReason::Updated, RevisionReason::Created]);
+    let error = gateway.roll_back(&cx(), &name("echo"), generation(9), Precondition::none()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn a_rotation_is_a_new_generation_of_the_same_specification() {
+    let setup = gateway().await;
+    setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    let rotated = setup.gateway.rotate_secrets(&cx(), &name("echo")).await.unwrap();
+    assert_eq!((rotated.generation, &rotated.spec), (generation(2), &spec()));
+    let revision = setup.gateway.revision(&cx(), &name("echo"), generation(2)).await.unwrap();
+    assert_eq!(revision.reason, RevisionReason::SecretRotated);
+}
+
+#[tokio::test]
+async fn a_deleted_function_is_gone_from_store_and_engine_and_its_name_is_free() {
+    let setup = gateway().await;
+    let first = setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    assert!(setup.gateway.delete(&cx(), &name("echo"), Precondition::none()).await.unwrap().is_none());
+    assert!(setup.engine.targets().is_empty());
+    let error = setup.gateway.invoke(&cx(), &function("echo"), InvokeRequest::new("")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let second = setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    assert_ne!(first.id, second.id);
+}
+
+#[tokio::test]
+async fn a_function_whose_engine_is_down_is_deleted_once_it_is_back() {
+    let setup = gateway().await;
+    setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    setup.engine.inject(Op::Remove, Fault::error(Error::new(ErrorKind::Unavailable, "the engine is down")));
+    let hurry = cx().with_deadline(Deadline::after(Duration::from_millis(20)));
+    let left = setup.gateway.delete(&hurry, &name("echo"), Precondition::none()).await.unwrap().unwrap();
+    assert_eq!(left.status.phase, Phase::Deleting);
+    assert!(left.status.condition(ConditionKind::RemoveFailed).is_some());
+    let error = setup.gateway.update(&cx(), &name("echo"), spec_number(1), Precondition::none()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    setup.engine.heal(Op::Remove);
+    assert!(setup.gateway.delete(&cx(), &name("echo"), Precondition::none()).await.unwrap().is_none());
+    assert!(setup.engine.targets().is_empty());
+}
+
+#[tokio::test]
+async fn lists_are_filtered_and_paged() {
+    let setup = gateway().await;
+    let bob = CallContext::new(principal("acme", "bob"));
+    for number in 0..7 {
+        let spec = spec().with_label("parity", if number % 2 == 0 { "even" } else { "odd" });
+        let who = if number < 3 { cx() } else { bob.clone() };
+        setup.gateway.create(&who, &name(&format!("f{number}")), spec).await.unwrap();
+    }
+    let names = async |filter: FunctionFilter| -> Vec<String> {
+        let all = setup.gateway.list_all(&cx(), &filter).await.unwrap();
+        all.iter().map(|function| function.key.name.to_string()).collect()
+    };
+    assert_eq!(names(FunctionFilter::all()).await.len(), 7);
+    assert_eq!(names(FunctionFilter::all().with_label("parity", "odd")).await, ["f1", "f3", "f5"]);
+    assert_eq!(names(FunctionFilter::all().with_name_prefix("f6")).await, ["f6"]);
+    assert_eq!(names(FunctionFilter::all().with_phase(Phase::Failed)).await, Vec::<String>::new());
+    assert_eq!(names(FunctionFilter::all().with_driver("scripted".parse().unwrap())).await.len(), 7);
+    let mine = setup.gateway.list_mine(&cx(), &PageRequest::first(2)).await.unwrap();
+    assert_eq!(mine.items.len(), 2);
+    let rest = setup.gateway.list_mine(&cx(), &PageRequest::first(2).after(mine.next.unwrap())).await.unwrap();
+    assert_eq!((rest.items.len(), rest.next), (1, None));
+}
+
+#[tokio::test]
+async fn a_readiness_path_is_asked_before_the_route_moves() {
+    let setup = gateway().await;
+    let mut with_path = spec();
+    with_path.readiness_path = Some("/ready".into());
+    let gate = Gate::new();
+    let opened = gate.clone();
+    setup.engine.on_invoke(Handler::new(move |_, request| {
+        let ready = opened.is_open();
+        async move {
+            assert_eq!((request.method.as_str(), &*request.path), ("GET", "/ready"));
+            let status = if ready { http::StatusCode::OK } else { http::StatusCode::SERVICE_UNAVAILABLE };
+            Ok(function_gateway_core::InvokeResponse::new(status, ""))
+        }
+    }));
+    let hurry = cx().with_deadline(Deadline::after(Duration::from_millis(20)));
+    let waiting = setup.gateway.create(&hurry, &name("slow"), with_path).await.unwrap();
+    assert_eq!(waiting.status.phase, Phase::Deploying);
+    assert!(waiting.status.condition(ConditionKind::Progressing).unwrap().message.contains("/ready"));
+    gate.open();
+    soon(async {
+        while setup.gateway.get(&cx(), &name("slow")).await.unwrap().status.phase != Phase::Ready {
+            setup.gateway.reconcile_due().await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[derive(Debug)]
+struct ReadOnly;
+
+#[async_trait::async_trait]
+impl Authorizer for ReadOnly {
+    async fn authorize(&self, _: &CallContext, action: Action, _: Resource<'_>) -> Result<Decision> {
+        Ok(if matches!(action, Action::Read | Action::List) { Decision::Allow } else { Decision::Deny })
+    }
+}
+
+#[tokio::test]
+async fn the_authorizer_guards_manager_executor_and_records_and_refused_changes_are_audited() {
+    let allowed = gateway().await;
+    allowed.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    let guarded =
+        crate::common::over(&allowed.store, &allowed.engine).authorizer(Arc::new(ReadOnly)).build().await.unwrap();
+    let none = Precondition::none();
+    let errors = [
+        guarded.create(&cx(), &name("other"), spec()).await.err(),
+        guarded.update(&cx(), &name("echo"), spec_number(1), none).await.err(),
+        guarded.delete(&cx(), &name("echo"), none).await.err(),
+        guarded.invoke(&cx(), &function("echo"), InvokeRequest::new("")).await.err(),
+        guarded.executions(&cx(), &Default::default(), &PageRequest::default()).await.err(),
+    ];
+    for (index, error) in errors.into_iter().enumerate() {
+        assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::PermissionDenied), "operation {index}");
+    }
+    guarded.get(&cx(), &name("echo")).await.unwrap();
+    let events = guarded.audit_log().recent(cx().tenant(), 10).await.unwrap();
+    let refused: Vec<_> = events.iter().map(|event| (event.action, event.allowed)).collect();
+    assert_eq!(refused, [(Action::Delete, false), (Action::Update, false), (Action::Create, false)]);
+    let events = allowed.gateway.audit_log().recent(cx().tenant(), 10).await.unwrap();
+    assert_eq!((events[0].action, events[0].allowed), (Action::Create, true));
+}
