@@ -12,7 +12,7 @@ pub struct GatewayConfig {
     /// long and its longest call. Default: 1 s.
     pub route_ttl: Duration,
     /// How many routes and pipelines are held in memory. Default: 10,000.
-    pub max_cached_routes: u64,
+    pub max_cached_routes: usize,
     /// The whole time of a call whose specification sets none and that does not stream. Default: 30 s.
     pub default_total_timeout: Duration,
     /// The time between two chunks of a streamed answer whose specification sets none. Default: 60 s.

@@ -157,12 +157,12 @@ impl Host {
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
         let key = FunctionKey::new(cx.tenant().clone(), function.name().clone());
-        let found = self.routes.function(&self.functions, &key).await?;
-        match self.serving(&found, function.qualifier()).await {
+        let route = self.routes.find(&self.functions, &key).await?;
+        match self.serving_on(&route, function.qualifier()).await {
             Ok(serving) => Ok((key, serving)),
             Err(error) => {
                 // Whoever may not call does not learn how the function is.
-                self.authorize(cx, Action::Invoke, Some((&key.name, Some(&found.owner)))).await?;
+                self.authorize(cx, Action::Invoke, Some((&key.name, Some(&route.function.owner)))).await?;
                 Err(error)
             }
         }
@@ -223,9 +223,9 @@ impl Host {
         missing: &Serving,
         cx: &CallContext,
     ) -> Result<Arc<Serving>> {
-        self.routes.invalidate(key).await;
-        let function = self.routes.function(&self.functions, key).await?;
-        let again = self.serving(&function, qualifier).await?;
+        self.routes.invalidate(key);
+        let route = self.routes.find(&self.functions, key).await?;
+        let again = self.serving_on(&route, qualifier).await?;
         if again.revision.generation == missing.revision.generation && again.capabilities.scope == Scope::PerProcess {
             self.ensure_deployed(cx, &again).await?;
         }
@@ -386,8 +386,8 @@ impl Endpoint for DriverCall<'_> {
         let idle = spec.timeouts.idle.unwrap_or(self.host.config.default_idle_timeout);
         let deadline = call.cx.deadline();
 
-        state.count_attempt();
         let sent = monotonic_now();
+        state.count_attempt(sent);
         let timed = TimedDriver { state: Arc::clone(&state), sent };
         let answer = async {
             let invoke = driver.invoke(&call.cx, target, request);

@@ -280,7 +280,6 @@ impl GatewayBuilder {
         }
         middleware.add_for_all(Arc::new(Record {
             store: Arc::clone(&invocations),
-            clock: Arc::clone(&clock),
             defaults: self.config.record,
             lifetime: lifetime.clone(),
         }));

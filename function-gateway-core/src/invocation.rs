@@ -416,9 +416,10 @@ impl CallState {
     }
 
     /// Counts an attempt, and remembers when the first one began.
-    pub(crate) fn count_attempt(&self) {
+    pub(crate) fn count_attempt(&self, sent: Instant) {
         if self.attempts.fetch_add(1, Ordering::Relaxed) == 0 {
-            let micros = u64::try_from(self.elapsed().as_micros()).unwrap_or(ABSENT - 1);
+            let after = sent.saturating_duration_since(self.started);
+            let micros = u64::try_from(after.as_micros()).unwrap_or(ABSENT - 1);
             self.first_sent_after.store(micros, Ordering::Relaxed);
         }
     }

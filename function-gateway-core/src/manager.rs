@@ -321,7 +321,7 @@ impl DefaultManager {
             let Some((next, revision)) = change(&function)? else { return Ok((function, false)) };
             match self.0.functions.update(&next, function.version, revision.as_ref()).await {
                 Ok(written) => {
-                    self.0.routes.invalidate(&written.key).await;
+                    self.0.routes.invalidate(&written.key);
                     return Ok((written, true));
                 }
                 Err(error) if error.kind() == ErrorKind::Conflict && tries < TRIES => tries += 1,
@@ -391,7 +391,7 @@ impl FunctionManager for DefaultManager {
         let revision = Revision::new(key, id, generation, spec, created, RevisionReason::Created);
         let function = Function::new(&revision, target);
         host.functions.create(&function, &revision).await?;
-        host.routes.invalidate(&function.key).await;
+        host.routes.invalidate(&function.key);
         host.audit_change(cx, Action::Create, name, Some(generation)).await;
         self.settle(cx, Arc::new(function)).await
     }

@@ -78,7 +78,7 @@ impl Host {
             self.remove_all(&cx, lease, &mut status).await?;
             if status.deployments.is_empty() {
                 self.functions.delete(lease, function.version).await?;
-                self.routes.invalidate(&lease.key).await;
+                self.routes.invalidate(&lease.key);
                 return Ok(Reconciled::Settled);
             }
         } else {
@@ -93,7 +93,7 @@ impl Host {
         status.reconcile_at = status.deployments.iter().filter_map(|deployment| deployment.due_at).min();
         if status != function.status {
             self.functions.update_status(lease, function.version, &status).await?;
-            self.routes.invalidate(&lease.key).await;
+            self.routes.invalidate(&lease.key);
         }
         Ok(match status.reconcile_at {
             None => Reconciled::Settled,
@@ -122,7 +122,7 @@ impl Host {
     async fn remove(&self, cx: &CallContext, lease: &Lease, deployment: &RevisionStatus) -> Result<()> {
         let driver = self.drivers.require(&deployment.driver)?;
         self.bounded("remove", driver.remove(cx, &deployment.target)).await?;
-        self.routes.forget(lease.function, deployment.generation).await;
+        self.routes.forget(lease.function, deployment.generation);
         Ok(())
     }
 

@@ -1,9 +1,9 @@
 //! From a function's name to the revision that serves, held in memory for a moment.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use moka::future::Cache;
+use quick_cache::sync::Cache;
 
 use crate::host::Host;
 use crate::middleware::Pipeline;
@@ -25,53 +25,53 @@ pub(crate) struct Serving {
     pub(crate) redeploying: tokio::sync::Mutex<()>,
 }
 
+/// A function as it was a moment ago, and what serves by it.
 #[derive(Debug)]
-struct Cached {
-    function: Arc<Function>,
+pub(crate) struct Route {
+    pub(crate) function: Arc<Function>,
     read_at: Instant,
+    serving: OnceLock<Arc<Serving>>,
 }
 
 /// Routes are held at most for the route's time to live; what serves a generation never changes and is held as long
 /// as there is room.
-#[derive(Debug)]
 pub(crate) struct Routes {
     ttl: Duration,
-    functions: Cache<FunctionKey, Arc<Cached>>,
+    routes: Cache<FunctionKey, Arc<Route>>,
     serving: Cache<(FunctionId, Generation), Arc<Serving>>,
 }
 
 impl Routes {
     pub(crate) fn new(config: &GatewayConfig) -> Self {
         let capacity = config.max_cached_routes;
-        Self { ttl: config.route_ttl, functions: Cache::new(capacity), serving: Cache::new(capacity) }
+        Self { ttl: config.route_ttl, routes: Cache::new(capacity), serving: Cache::new(capacity) }
     }
 
-    /// The function of a key, read at most the time to live ago.
-    pub(crate) async fn function(&self, store: &Arc<dyn FunctionStore>, key: &FunctionKey) -> Result<Arc<Function>> {
-        if let Some(cached) = self.functions.get(key).await {
-            if monotonic_now().saturating_duration_since(cached.read_at) < self.ttl {
-                return Ok(Arc::clone(&cached.function));
+    /// The route of a key, read at most the time to live ago. Of many callers one reads.
+    pub(crate) async fn find(&self, store: &Arc<dyn FunctionStore>, key: &FunctionKey) -> Result<Arc<Route>> {
+        if let Some(route) = self.routes.get(key) {
+            if monotonic_now().saturating_duration_since(route.read_at) < self.ttl {
+                return Ok(route);
             }
-            self.functions.invalidate(key).await;
+            self.routes.remove_if(key, |stale| Arc::ptr_eq(stale, &route));
         }
         let read = async {
             // Taken before the read: what is older than this may have changed.
             let read_at = monotonic_now();
             let function = store.get(key).await?.ok_or_else(|| not_found(key))?;
-            Ok::<_, Error>(Arc::new(Cached { function, read_at }))
+            Ok(Arc::new(Route { function, read_at, serving: OnceLock::new() }))
         };
-        let cached = self.functions.try_get_with(key.clone(), read).await.map_err(|error| (*error).clone())?;
-        Ok(Arc::clone(&cached.function))
+        self.routes.get_or_insert_async(key, read).await
     }
 
     /// Forgets a function's route, so that the next call reads it.
-    pub(crate) async fn invalidate(&self, key: &FunctionKey) {
-        self.functions.invalidate(key).await;
+    pub(crate) fn invalidate(&self, key: &FunctionKey) {
+        self.routes.remove(key);
     }
 
     /// Forgets what served a generation that is gone.
-    pub(crate) async fn forget(&self, function: FunctionId, generation: Generation) {
-        self.serving.invalidate(&(function, generation)).await;
+    pub(crate) fn forget(&self, function: FunctionId, generation: Generation) {
+        self.serving.remove(&(function, generation));
     }
 }
 
@@ -80,6 +80,18 @@ pub(crate) fn not_found(key: &FunctionKey) -> Error {
 }
 
 impl Host {
+    /// The revision that a reference means on a route, ready to be called.
+    pub(crate) async fn serving_on(&self, route: &Route, qualifier: &Qualifier) -> Result<Arc<Serving>> {
+        if *qualifier != Qualifier::Serving {
+            return self.serving(&route.function, qualifier).await;
+        }
+        if let Some(serving) = route.serving.get() {
+            return Ok(Arc::clone(serving));
+        }
+        let serving = self.serving(&route.function, qualifier).await?;
+        Ok(Arc::clone(route.serving.get_or_init(|| serving)))
+    }
+
     /// The revision that a reference means, ready to be called.
     pub(crate) async fn serving(&self, function: &Function, qualifier: &Qualifier) -> Result<Arc<Serving>> {
         let generation = match qualifier {
@@ -90,12 +102,8 @@ impl Host {
                 return Err(Error::new(ErrorKind::Unsupported, message));
             }
         };
-        let key = (function.id, generation);
-        if let Some(serving) = self.routes.serving.get(&key).await {
-            return Ok(serving);
-        }
         let load = self.load_serving(function, generation);
-        self.routes.serving.try_get_with(key, load).await.map_err(|error| (*error).clone())
+        self.routes.serving.get_or_insert_async(&(function.id, generation), load).await
     }
 
     async fn load_serving(&self, function: &Function, generation: Generation) -> Result<Arc<Serving>> {

@@ -13,7 +13,7 @@ use crate::config::RecordDefaults;
 use crate::host::Lifetime;
 use crate::invocation::DurableStart;
 use crate::{
-    BodyEnd, CallContext, CallState, Clock, Delivery, Durability, Error, ErrorClass, ErrorKind, Failure, FunctionSpec,
+    BodyEnd, CallContext, CallState, Delivery, Durability, Error, ErrorClass, ErrorKind, Failure, FunctionSpec,
     Invocation, InvocationRecord, InvocationState, InvocationStore, InvokeResponse, KeepPayloads, KeptBytes,
     Middleware, MiddlewareFactory, Next, Outcome, RecordMode, Redactor, Result, Revision, Settings, SpecField, Stage,
     TimedPhase, Violation,
@@ -23,7 +23,6 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) store: Arc<dyn InvocationStore>,
-    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) defaults: RecordDefaults,
     pub(crate) lifetime: Lifetime,
 }
@@ -50,12 +49,7 @@ impl MiddlewareFactory for Record {
         if policy.mode == RecordMode::Off {
             return Ok(None);
         }
-        let keeper = Arc::new(Keeper {
-            store: Arc::clone(&self.store),
-            clock: Arc::clone(&self.clock),
-            lifetime: self.lifetime.clone(),
-            policy,
-        });
+        let keeper = Arc::new(Keeper { store: Arc::clone(&self.store), lifetime: self.lifetime.clone(), policy });
         Ok(Some(Arc::new(RecordCalls(keeper))))
     }
 }
@@ -63,7 +57,6 @@ impl MiddlewareFactory for Record {
 #[derive(Debug)]
 struct Keeper {
     store: Arc<dyn InvocationStore>,
-    clock: Arc<dyn Clock>,
     lifetime: Lifetime,
     policy: RecordDefaults,
 }
@@ -210,7 +203,8 @@ impl Recording {
 
     fn ended(&self, call: &RecordedCall, ending: &Ending<'_>) -> InvocationRecord {
         let RecordedCall { state, .. } = call;
-        state.add_time(TimedPhase::Total, state.elapsed());
+        let took = state.elapsed();
+        state.add_time(TimedPhase::Total, took);
         let redactor = state.redactor();
         let mut record = call.record();
         let delivered = if state.attempts() == 0 { Delivery::NotSent } else { Delivery::Unknown };
@@ -228,7 +222,8 @@ impl Recording {
             }
         };
         record.status = self.answer.as_ref().map(|(status, _)| *status);
-        record.finished_at = Some(self.keeper.clock.now().max(record.created_at));
+        // Not read from the clock, which may have been set back meanwhile.
+        record.finished_at = Some(record.created_at.plus(took));
         record.logs = state.take_logs();
         let keeps = match self.keeper.policy.payloads {
             KeepPayloads::Never => false,
