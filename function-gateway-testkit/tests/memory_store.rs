@@ -1,0 +1,11 @@
+//! The in-memory store keeps what stores promise.
+
+use function_gateway_core::GatewayId;
+use function_gateway_core::store::memory::MemoryStore;
+
+async fn open() -> MemoryStore {
+    MemoryStore::new(GatewayId::generate())
+}
+
+function_gateway_testkit::function_store_conformance!(open());
+function_gateway_testkit::invocation_store_conformance!(open());
