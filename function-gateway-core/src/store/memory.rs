@@ -4,6 +4,7 @@ mod functions;
 mod records;
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ pub struct MemoryStoreOptions {
     /// How many revisions of each function it keeps; 100 unless set. Beyond that the oldest are forgotten, but never the
     /// newest, nor one that is in the function's route or still in an engine.
     pub max_revisions_per_function: usize,
-    /// How many records it keeps; 100,000 unless set. Beyond that those that ended first are forgotten. Beginning an
+    /// How many records it keeps; 10,000 unless set. Beyond that those that ended first are forgotten. Beginning an
     /// execution while that many are running fails with [`ErrorKind::Store`](crate::ErrorKind::Store).
     pub max_records: usize,
     /// How many bytes of payloads, results and logs it keeps with records; 256 MiB unless set. Beyond that the records
@@ -54,7 +55,7 @@ impl Default for MemoryStoreOptions {
         Self {
             max_functions: 200_000,
             max_revisions_per_function: 100,
-            max_records: 100_000,
+            max_records: 10_000,
             max_kept_bytes: 256 * 1024 * 1024,
             max_rollups: 100_000,
             clock: Arc::new(SystemClock),
@@ -287,9 +288,18 @@ impl InvocationStore for MemoryStore {
         self.records().begin(Arc::new(record))
     }
 
-    async fn finish(&self, record: InvocationRecord, _durability: Durability) -> Result<()> {
+    // Written out, since a record is large and every call ends here: the future holds a pointer to it, not the record.
+    fn finish<'store, 'future>(
+        &'store self,
+        record: InvocationRecord,
+        _durability: Durability,
+    ) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'future>>
+    where
+        'store: 'future,
+        Self: 'future,
+    {
         let record = Arc::new(record);
-        self.records().finish(record)
+        Box::pin(async move { self.records().finish(record) })
     }
 
     async fn flush(&self) -> Result<()> {

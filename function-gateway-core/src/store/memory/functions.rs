@@ -31,16 +31,27 @@ impl Row {
     }
 }
 
+/// A name as it sorts, filled up with zeros: comparing it follows no pointer, so that the order of 100,000 names is kept
+/// at little cost. Longer text, as a prefix may be, is cut; it is no name.
+type SortedName = [u8; FunctionName::MAX_LEN + 1];
+
+fn sorted(name: &str) -> SortedName {
+    let mut sorted = [0; FunctionName::MAX_LEN + 1];
+    for (to, from) in sorted.iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    sorted
+}
+
 /// All functions. Everything that changes more than one of its parts is one method.
 #[derive(Debug)]
 pub(super) struct Functions {
     max_functions: usize,
     max_revisions: usize,
-    /// For a look-up by key that takes the same time however many there are.
-    by_key: HashMap<FunctionKey, Arc<Function>>,
-    /// In the order of lists.
-    by_tenant: BTreeMap<TenantId, BTreeMap<FunctionName, Row>>,
+    rows: HashMap<FunctionKey, Row>,
     by_id: HashMap<FunctionId, FunctionKey>,
+    /// In the order of lists.
+    by_name: BTreeMap<TenantId, BTreeMap<SortedName, Arc<Function>>>,
     due: BTreeSet<(Timestamp, FunctionKey)>,
 }
 
@@ -49,32 +60,24 @@ impl Functions {
         Self {
             max_functions: options.max_functions,
             max_revisions: options.max_revisions_per_function,
-            by_key: HashMap::new(),
-            by_tenant: BTreeMap::new(),
+            rows: HashMap::new(),
             by_id: HashMap::new(),
+            by_name: BTreeMap::new(),
             due: BTreeSet::new(),
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.by_key.len()
-    }
-
-    fn row(&self, key: &FunctionKey) -> Option<&Row> {
-        self.by_tenant.get(&key.tenant)?.get(&key.name)
-    }
-
-    fn row_mut(&mut self, key: &FunctionKey) -> Option<&mut Row> {
-        self.by_tenant.get_mut(&key.tenant)?.get_mut(&key.name)
+        self.rows.len()
     }
 
     /// The row of a function if the tenant is its own.
     fn row_of(&self, tenant: &TenantId, id: FunctionId) -> Option<&Row> {
-        self.by_id.get(&id).filter(|key| key.tenant == *tenant).and_then(|key| self.row(key))
+        self.by_id.get(&id).filter(|key| key.tenant == *tenant).and_then(|key| self.rows.get(key))
     }
 
     pub(super) fn get(&self, key: &FunctionKey) -> Option<Arc<Function>> {
-        self.by_key.get(key).cloned()
+        self.rows.get(key).map(|row| row.function.clone())
     }
 
     pub(super) fn find(&self, id: FunctionId) -> Option<Arc<Function>> {
@@ -83,7 +86,7 @@ impl Functions {
 
     pub(super) fn create(&mut self, function: Arc<Function>, revision: Arc<Revision>) -> Result<()> {
         check_revision(&function, &revision)?;
-        if self.by_key.contains_key(&function.key) || self.by_id.contains_key(&function.id) {
+        if self.rows.contains_key(&function.key) || self.by_id.contains_key(&function.id) {
             return Err(Error::new(ErrorKind::AlreadyExists, "a function of this name exists already")
                 .with_context("function", function.key.name.as_str()));
         }
@@ -91,31 +94,36 @@ impl Functions {
             let message = format!("the store is full: it takes {} functions (max_functions)", self.max_functions);
             return Err(Error::new(ErrorKind::Store, message).with_retry(Retry::Never));
         }
-        let key = function.key.clone();
-        if let Some(at) = function.status.reconcile_at {
-            self.due.insert((at, key.clone()));
-        }
-        self.by_id.insert(function.id, key.clone());
-        self.by_key.insert(key.clone(), function.clone());
         let revisions = BTreeMap::from([(revision.generation, revision)]);
-        let row = Row { function, revisions, epoch: 0, held: None };
-        self.by_tenant.entry(key.tenant).or_default().insert(key.name, row);
+        let row = Row { function: function.clone(), revisions, epoch: 0, held: None };
+        self.rows.insert(function.key.clone(), row);
+        self.by_id.insert(function.id, function.key.clone());
+        self.index(function);
         Ok(())
+    }
+
+    /// Notes a function where lists and scans go by, in place of its former self.
+    fn index(&mut self, function: Arc<Function>) {
+        let FunctionKey { tenant, name } = &function.key;
+        if let Some(at) = function.status.reconcile_at {
+            self.due.insert((at, function.key.clone()));
+        }
+        match self.by_name.get_mut(tenant) {
+            Some(names) => names.insert(sorted(name.as_str()), function),
+            None => self.by_name.entry(tenant.clone()).or_default().insert(sorted(name.as_str()), function),
+        };
     }
 
     /// Puts a function in place of its former self.
     fn replace(&mut self, function: Function) -> Arc<Function> {
         let function = Arc::new(function);
-        let former = self.by_key.insert(function.key.clone(), function.clone());
-        if let Some(at) = former.and_then(|former| former.status.reconcile_at) {
-            self.due.remove(&(at, function.key.clone()));
-        }
-        if let Some(at) = function.status.reconcile_at {
-            self.due.insert((at, function.key.clone()));
-        }
-        if let Some(row) = self.row_mut(&function.key) {
+        if let Some(row) = self.rows.get_mut(&function.key) {
+            if let Some(at) = row.function.status.reconcile_at {
+                self.due.remove(&(at, function.key.clone()));
+            }
             row.function = function.clone();
         }
+        self.index(function.clone());
         function
     }
 
@@ -129,7 +137,7 @@ impl Functions {
             check_revision(&function, revision)?;
         }
         let max_revisions = self.max_revisions;
-        let row = self.row_mut(&function.key).ok_or_else(|| not_found(&function.key))?;
+        let row = self.rows.get_mut(&function.key).ok_or_else(|| not_found(&function.key))?;
         if row.function.id != function.id || row.function.version != expected {
             return Err(changed(&function.key));
         }
@@ -153,14 +161,13 @@ impl Functions {
         let after = request.key(CursorKind::Functions)?;
         let prefix = filter.name_prefix.as_deref().unwrap_or_default();
         let start = match after.as_deref() {
-            Some(after) if after >= prefix => Bound::Excluded(after),
-            _ => Bound::Included(prefix),
+            Some(after) if after >= prefix => Bound::Excluded(sorted(after)),
+            _ => Bound::Included(sorted(prefix)),
         };
-        let rows =
-            self.by_tenant.get(tenant).into_iter().flat_map(|rows| rows.range::<str, _>((start, Bound::Unbounded)));
-        let found = rows
-            .take_while(|(name, _)| name.as_str().starts_with(prefix))
-            .map(|(_, row)| &row.function)
+        let names = self.by_name.get(tenant).into_iter().flat_map(|names| names.range((start, Bound::Unbounded)));
+        let found = names
+            .take_while(|(name, _)| name.starts_with(prefix.as_bytes()))
+            .map(|(_, function)| function)
             .filter(|function| filter.matches(function))
             .cloned();
         Ok(page(found, request, CursorKind::Functions, |function| function.key.name.as_str().to_owned()))
@@ -170,16 +177,14 @@ impl Functions {
         let after = request.key(CursorKind::Scan)?;
         // A tenant's name holds no slash.
         let after = after.as_deref().map(|after| after.split_once('/').ok_or_else(invalid_cursor)).transpose()?;
-        let tenants = match after {
-            Some((tenant, _)) => self.by_tenant.range::<str, _>((Bound::Included(tenant), Bound::Unbounded)),
-            None => self.by_tenant.range::<str, _>(..),
-        };
-        let found = tenants.flat_map(|(tenant, rows)| {
+        let start = after.map_or(Bound::Unbounded, |(tenant, _)| Bound::Included(tenant));
+        let tenants = self.by_name.range::<str, _>((start, Bound::Unbounded));
+        let found = tenants.flat_map(|(tenant, names)| {
             let start = match after {
-                Some((after, name)) if after == tenant.as_str() => Bound::Excluded(name),
+                Some((after, name)) if after == tenant.as_str() => Bound::Excluded(sorted(name)),
                 _ => Bound::Unbounded,
             };
-            rows.range::<str, _>((start, Bound::Unbounded)).map(|(_, row)| row.function.clone())
+            names.range((start, Bound::Unbounded)).map(|(_, function)| function.clone())
         });
         Ok(page(found, request, CursorKind::Scan, |function| function.key.to_string()))
     }
@@ -212,7 +217,7 @@ impl Functions {
     }
 
     pub(super) fn acquire_lease(&mut self, key: &FunctionKey, now: Timestamp, ttl: Duration) -> Option<Lease> {
-        let row = self.row_mut(key).filter(|row| !row.is_held(now))?;
+        let row = self.rows.get_mut(key).filter(|row| !row.is_held(now))?;
         row.epoch += 1;
         row.held = Some((now, now.plus(ttl)));
         Some(Lease::new(key.clone(), row.function.id, row.epoch))
@@ -220,7 +225,8 @@ impl Functions {
 
     /// The row that a lease is for, if it still holds.
     fn leased(&mut self, lease: &Lease, now: Timestamp) -> Result<&mut Row> {
-        self.row_mut(&lease.key)
+        self.rows
+            .get_mut(&lease.key)
             .filter(|row| row.function.id == lease.function && row.epoch == lease.epoch && row.is_held(now))
             .ok_or_else(|| {
                 Error::new(ErrorKind::Conflict, "the lease of the function was lost")
@@ -234,7 +240,7 @@ impl Functions {
     }
 
     pub(super) fn release_lease(&mut self, lease: &Lease) {
-        if let Some(row) = self.row_mut(&lease.key)
+        if let Some(row) = self.rows.get_mut(&lease.key)
             && row.function.id == lease.function
             && row.epoch == lease.epoch
         {
@@ -267,12 +273,12 @@ impl Functions {
         if let Some(at) = row.function.status.reconcile_at {
             self.due.remove(&(at, lease.key.clone()));
         }
+        self.rows.remove(&lease.key);
         self.by_id.remove(&lease.function);
-        self.by_key.remove(&lease.key);
-        if let Some(rows) = self.by_tenant.get_mut(&lease.key.tenant) {
-            rows.remove(&lease.key.name);
-            if rows.is_empty() {
-                self.by_tenant.remove(&lease.key.tenant);
+        if let Some(names) = self.by_name.get_mut(&lease.key.tenant) {
+            names.remove(&sorted(lease.key.name.as_str()));
+            if names.is_empty() {
+                self.by_name.remove(&lease.key.tenant);
             }
         }
         Ok(())
@@ -346,11 +352,26 @@ mod tests {
             "a name that is taken is the caller's matter, not the store's"
         );
 
-        let key = functions.by_key.keys().find(|key| key.name.as_str() == "a").unwrap().clone();
+        let key = functions.rows.keys().find(|key| key.name.as_str() == "a").unwrap().clone();
         let lease = functions.acquire_lease(&key, clock.time(), TTL).unwrap();
         functions.delete(&lease, clock.time(), Version::FIRST).unwrap();
         add(&mut functions, "c").unwrap();
         assert_eq!(functions.len(), 2);
+    }
+
+    #[test]
+    fn the_longest_names_sort_and_a_longer_prefix_matches_none() {
+        let mut functions = functions(&MemoryStoreOptions::default());
+        let longest = "x".repeat(FunctionName::MAX_LEN);
+        let key = add(&mut functions, &longest).unwrap().key.clone();
+        add(&mut functions, "x").unwrap();
+        for (prefix, expected) in
+            [(longest.clone(), 1), (longest.clone() + "x", 0), (longest + "xx", 0), ("x\0".into(), 0)]
+        {
+            let filter = FunctionFilter::all().with_name_prefix(prefix);
+            let page = functions.list(&key.tenant, &filter, &PageRequest::default()).unwrap();
+            assert_eq!(page.items.len(), expected, "{filter:?}");
+        }
     }
 
     #[test]
@@ -360,8 +381,8 @@ mod tests {
         let function = add(&mut functions, "a").unwrap();
         let lease = functions.acquire_lease(&function.key, clock.time(), TTL).unwrap();
         functions.delete(&lease, clock.time(), Version::FIRST).unwrap();
-        let Functions { by_key, by_tenant, by_id, due, .. } = &functions;
-        assert!(by_key.is_empty() && by_tenant.is_empty() && by_id.is_empty() && due.is_empty());
+        let Functions { rows, by_name, by_id, due, .. } = &functions;
+        assert!(rows.is_empty() && by_name.is_empty() && by_id.is_empty() && due.is_empty());
     }
 
     #[test]
