@@ -1,0 +1,57 @@
+//! Alone in its process, since it counts what the whole process holds.
+
+mod common;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use common::{Deployed, sh, spec, streaming};
+use function_gateway_core::FaasDriver as _;
+use futures_util::StreamExt as _;
+
+fn open_files() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// The processes whose parent this one is, zombies included.
+fn children() -> Vec<String> {
+    let own = std::process::id().to_string();
+    let stats =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| fs::read_to_string(entry.unwrap().path().join("stat")).ok());
+    // After the name, which is in parentheses: the state, then the parent.
+    let parent = |stat: &str| stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap() == own;
+    stats.filter(|stat| parent(stat)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_leave_no_process_and_no_open_file() {
+    let plain = Deployed::new(spec("cat", &[])).await;
+    let on = |spec| Deployed::on(plain.driver.clone(), spec);
+    let failing = on(sh("exit 1")).await;
+    let endless = on(streaming(sh("sleep 1000 & yes"))).await;
+    let idle = on(sh("sleep 1000 & wait")).await;
+    plain.call("warm").await.unwrap();
+    let before = open_files();
+    assert_eq!(children(), [""; 0]);
+
+    let calls = (0..200).map(|turn| {
+        let (plain, failing, endless, idle) = (&plain, &failing, &endless, &idle);
+        async move {
+            match turn % 4 {
+                0 => assert!(plain.call("x").await.unwrap().outcome.is_success()),
+                1 => assert!(!failing.call("x").await.unwrap().outcome.is_success()),
+                2 => {
+                    let mut body = endless.call("x").await.unwrap().body.into_stream();
+                    body.next().await.unwrap().unwrap();
+                }
+                // Given up in the middle: it never ends by itself.
+                _ => assert!(futures_util::poll!(Box::pin(idle.call("x"))).is_pending()),
+            }
+        }
+    });
+    futures_util::stream::iter(calls).buffer_unordered(8).collect::<Vec<()>>().await;
+
+    plain.driver.shutdown(Instant::now() + Duration::from_secs(60)).await.unwrap();
+    assert_eq!(children(), [""; 0]);
+    assert_eq!(open_files(), before);
+}
