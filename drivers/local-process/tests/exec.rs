@@ -1,5 +1,13 @@
 //! The protocol `exec`, with real processes.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "clippy takes helpers of tests for more"
+)]
+
 mod common;
 
 use std::collections::BTreeSet;

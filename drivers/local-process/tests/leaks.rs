@@ -1,5 +1,13 @@
 //! Alone in its process, since it counts what the whole process holds.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "clippy takes helpers of tests for more"
+)]
+
 mod common;
 
 use std::fs;
