@@ -58,6 +58,14 @@ struct Deployed {
     processes: Arc<Processes>,
 }
 
+impl Deployed {
+    /// Whether its removal has begun. It stays known until its processes have ended, so that a removal that was given
+    /// up can be taken up again.
+    fn is_removed(&self) -> bool {
+        self.processes.stopped() == Some(Stop::Removed)
+    }
+}
+
 impl LocalProcess {
     /// A driver whose processes are attended to by the current tokio runtime, which needs its I/O driver enabled.
     ///
@@ -97,7 +105,7 @@ impl LocalProcess {
 
     /// What is deployed at a target and not on its way out.
     fn find(&self, target: &DriverRef) -> Option<Arc<Deployed>> {
-        self.deployed().get(target).filter(|deployed| deployed.processes.stopped() != Some(Stop::Removed)).cloned()
+        self.deployed().get(target).filter(|deployed| !deployed.is_removed()).cloned()
     }
 
     /// Runs what blocks on the file system apart from the runtime's own threads.
@@ -186,9 +194,9 @@ impl FaasDriver for LocalProcess {
             processes: Arc::default(),
         };
         let mut all = self.deployed();
-        let current = all.entry(target.clone()).or_insert_with(|| Arc::new(deployed));
-        if current.processes.stopped().is_some() {
-            return Err(Error::new(ErrorKind::Conflict, "the deployment is just being removed"));
+        // Another call may have been faster, and an earlier deployment may still be on its way out.
+        if all.get(target).is_none_or(|current| current.is_removed()) {
+            all.insert(target.clone(), Arc::new(deployed));
         }
         Ok(DeploymentStatus::ready())
     }
@@ -204,12 +212,16 @@ impl FaasDriver for LocalProcess {
                 Error::new(ErrorKind::Engine, "a process of the function may still run").with_source(error)
             })?;
         }
-        self.deployed().remove(target);
+        let mut all = self.deployed();
+        if all.get(target).is_some_and(|current| Arc::ptr_eq(current, &deployed)) {
+            all.remove(target);
+        }
         Ok(())
     }
 
     fn list<'a>(&'a self, _cx: &'a CallContext, scope: ListScope) -> BoxStream<'a, Result<Deployment>> {
         let wanted = |deployed: &Deployed| match &scope {
+            _ if deployed.is_removed() => false,
             ListScope::All(gateway) => deployed.gateway == *gateway,
             ListScope::Function(gateway, function) => deployed.gateway == *gateway && deployed.function == *function,
             _ => false,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use function_gateway_core::{Delivery, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
@@ -94,8 +94,9 @@ impl Unwatched {
         let stderr = pipe::Receiver::from_owned_fd(stderr)?;
         drop(entered);
 
-        let child = self.0.take().ok_or_else(missing)?;
-        let state = Mutex::new(State { child, status: None, hold: Some(hold) });
+        // Watched from here on, and reaped by its number.
+        self.0 = None;
+        let state = Mutex::new(State { end: None, hold: Some(hold) });
         let group = processes.admit(|id| Group {
             id,
             pid,
@@ -158,8 +159,8 @@ pub(crate) struct Group {
 
 #[derive(Debug)]
 struct State {
-    child: Child,
-    status: Option<ExitStatus>,
+    /// How it ended, once it is reaped. An error where somebody else has reaped it: its number may be another's.
+    end: Option<Result<ExitStatus, Errno>>,
     hold: Option<Hold>,
 }
 
@@ -171,11 +172,11 @@ impl Group {
     /// Kills the group, and the process itself should it have left its group. Says whether it is still to be reaped.
     pub(crate) fn kill(&self) -> bool {
         let state = self.state();
-        if state.status.is_some() {
-            return false;
+        let alive = state.end.is_none();
+        if alive {
+            send_kill(self.pid);
         }
-        send_kill(self.pid);
-        true
+        alive
     }
 
     /// Kills the group for a reason, which the call then answers with.
@@ -205,20 +206,25 @@ impl Group {
     /// The status, if the process has ended.
     fn reap(&self) -> io::Result<Option<ExitStatus>> {
         let mut state = self.state();
-        if state.status.is_some() {
-            return Ok(state.status);
+        if state.end.is_none() {
+            state.end = self.wait().transpose();
+            if state.end.is_some() {
+                self.processes.forget(self.id);
+                state.hold = None;
+            }
         }
+        Ok(state.end.transpose()?)
+    }
+
+    /// Reaps the process if it has ended, after killing what is left of its group. Called under the lock.
+    fn wait(&self) -> Result<Option<ExitStatus>, Errno> {
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         if rustix::process::waitid(WaitId::Pid(self.pid), look)?.is_none() {
             return Ok(None);
         }
         send_kill(self.pid);
-        state.status = state.child.try_wait()?;
-        if state.status.is_some() {
-            self.processes.forget(self.id);
-            state.hold = None;
-        }
-        Ok(state.status)
+        let reaped = rustix::process::waitpid(Some(self.pid), WaitOptions::NOHANG)?;
+        Ok(reaped.map(|(_, status)| ExitStatus::from_raw(status.as_raw())))
     }
 }
 
