@@ -14,6 +14,7 @@ use function_gateway_core::{
     Body, CallContext, Delivery, DriverRequest, Error, ErrorKind, FunctionFailure, FunctionSpec, InvokeResponse,
     LogSink, PayloadFormat, Result, Revision, SecretDelivery, SecretVariable, Violation, Workload, call_headers,
 };
+use futures_util::future::OptionFuture;
 use futures_util::{StreamExt as _, stream};
 use http::header::{CONTENT_TYPE, COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -26,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::LocalProcessConfig;
 use crate::error::{self, MAX_STRING};
-use crate::process::{self, Group, Hold, Process, Processes, Started};
+use crate::process::{self, Group, Hold, Input, Process, Processes, Started};
 use crate::program::Program;
 
 /// The annotation that gives the content type of the result.
@@ -225,17 +226,21 @@ pub(crate) async fn invoke(
 ) -> Result<InvokeResponse> {
     let command = function.command(cx, &request)?;
     let Place { processes, runtime, tasks, hold } = place;
-    let started = process::start(command, processes, runtime, hold);
-    let Started { process, stdin, stdout, stderr } = started.map_err(|error| function.program.explain(error))?;
     let DriverRequest { body, logs, max_response_bytes, .. } = request;
+
+    let mut bytes = body.as_bytes().cloned().unwrap_or_default();
+    let input = Input::new(&mut bytes, body.is_stream())?;
+    let started = process::start(command, input, processes, runtime, hold);
+    let Started { process, stdin, stdout, stderr } = started.map_err(|error| function.program.explain(error))?;
+    let payload = stdin.map(|stdin| (stdin, if body.is_stream() { body } else { Body::from(bytes) }));
 
     let output = Output::new(stdout, Arc::clone(process.group()), max_response_bytes);
     let response = if function.revision.spec.streaming {
-        let attending = async move { attend(&process, stdin, body, stderr, &logs).await };
+        let attending = async move { attend(&process, payload, stderr, &logs).await };
         let ending = tasks.spawn_on(attending, runtime);
         InvokeResponse::new(StatusCode::OK, stream_of(output, ending))
     } else {
-        let attending = attend(&process, stdin, body, stderr, &logs);
+        let attending = attend(&process, payload, stderr, &logs);
         let (status, result) = tokio::try_join!(attending, output.collect())?;
         match conclude(process.group(), status)? {
             None => InvokeResponse::new(StatusCode::OK, result),
@@ -248,18 +253,17 @@ pub(crate) async fn invoke(
 /// Feeds the payload and drains the log until the process has ended.
 async fn attend(
     process: &Process,
-    stdin: pipe::Sender,
-    body: Body,
+    payload: Option<(pipe::Sender, Body)>,
     mut stderr: pipe::Receiver,
     logs: &LogSink,
 ) -> Result<ExitStatus> {
-    let (mut fed, mut logged) = (false, false);
-    let mut feeding = pin!(feed(stdin, body));
+    let (mut fed, mut logged) = (payload.is_none(), false);
+    let mut feeding = pin!(OptionFuture::from(payload.map(|(stdin, body)| feed(stdin, body))));
     let mut chunk = Vec::new();
     let status = loop {
         tokio::select! {
             result = &mut feeding, if !fed => {
-                result?;
+                result.transpose()?;
                 fed = true;
             }
             read = read_log(&stderr, &mut chunk, logs), if !logged => logged = read.map_err(lost)? == 0,
@@ -270,7 +274,7 @@ async fn attend(
     Ok(status)
 }
 
-/// Writes the payload and closes the pipe. A function that reads no more of it is free to.
+/// Writes the payload, or what is left of it, and closes the pipe. A function that reads no more of it is free to.
 async fn feed(mut stdin: pipe::Sender, body: Body) -> Result<()> {
     let written = async |stdin: &mut pipe::Sender, chunk: &[u8]| match stdin.write_all(chunk).await {
         Ok(()) => Ok(true),

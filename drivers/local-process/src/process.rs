@@ -1,13 +1,14 @@
 //! Starts a process in a group of its own, and never lets go of it before it is killed and reaped.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, PipeReader, PipeWriter, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use bytes::{Buf as _, Bytes};
 use function_gateway_core::{Delivery, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -54,34 +55,79 @@ pub(crate) struct Hold {
 #[derive(Debug)]
 pub(crate) struct Started {
     pub(crate) process: Process,
-    pub(crate) stdin: pipe::Sender,
+    /// `None` where everything that goes in is in the pipe already.
+    pub(crate) stdin: Option<pipe::Sender>,
     pub(crate) stdout: pipe::Receiver,
     pub(crate) stderr: pipe::Receiver,
+}
+
+/// What goes into a process.
+#[derive(Debug)]
+pub(crate) struct Input {
+    reader: PipeReader,
+    writer: Option<PipeWriter>,
+}
+
+impl Input {
+    /// Puts as much of `bytes` into a new pipe as it takes at once, and takes that off `bytes`. Without `more` to come
+    /// the pipe is closed once all is in it. So a small payload waits for the process, not the process for it.
+    pub(crate) fn new(bytes: &mut Bytes, more: bool) -> Result<Self> {
+        Self::fill(bytes, more).map_err(|error| error::of_io(error, Delivery::NotSent))
+    }
+
+    fn fill(bytes: &mut Bytes, more: bool) -> io::Result<Self> {
+        let (reader, mut writer) = io::pipe()?;
+        rustix::io::ioctl_fionbio(&writer, true)?;
+        while !bytes.is_empty() {
+            match writer.write(bytes) {
+                Ok(written) => bytes.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let writer = (more || !bytes.is_empty()).then_some(writer);
+        Ok(Self { reader, writer })
+    }
 }
 
 /// Starts a process that leads a new group, and enters it in `processes`. Its pipes belong to `runtime`.
 ///
 /// `std` starts it by `posix_spawn`, which does not copy the host's page tables, as long as the program is an absolute
 /// path and the command has no `pre_exec`, user or group. The calling thread waits until the program is loaded.
-pub(crate) fn start(mut command: Command, processes: &Arc<Processes>, runtime: &Handle, hold: Hold) -> Result<Started> {
-    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+pub(crate) fn start(
+    mut command: Command,
+    input: Input,
+    processes: &Arc<Processes>,
+    runtime: &Handle,
+    hold: Hold,
+) -> Result<Started> {
+    let Input { reader, writer } = input;
+    command.process_group(0).stdin(reader).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = match command.spawn() {
         Ok(child) => child,
         Err(error) => return Err(error::of_start(error, &command)),
     };
+    // With it goes the reading end of the input, which must be the process's alone.
+    drop(command);
     let mut child = Unwatched(Some(child));
-    child.watch(processes, runtime, hold).map_err(|error| error::of_io(error, Delivery::Unknown))
+    child.watch(writer, processes, runtime, hold).map_err(|error| error::of_io(error, Delivery::Unknown))
 }
 
 /// A process that nothing watches yet: dropping it kills and reaps it.
 struct Unwatched(Option<Child>);
 
 impl Unwatched {
-    fn watch(&mut self, processes: &Arc<Processes>, runtime: &Handle, hold: Hold) -> io::Result<Started> {
+    fn watch(
+        &mut self,
+        stdin: Option<PipeWriter>,
+        processes: &Arc<Processes>,
+        runtime: &Handle,
+        hold: Hold,
+    ) -> io::Result<Started> {
         let missing = || io::Error::other("the process has no pipes");
         let child = self.0.as_mut().ok_or_else(missing)?;
         let pid = Pid::from_child(child);
-        let stdin = OwnedFd::from(child.stdin.take().ok_or_else(missing)?);
         let stdout = OwnedFd::from(child.stdout.take().ok_or_else(missing)?);
         let stderr = OwnedFd::from(child.stderr.take().ok_or_else(missing)?);
 
@@ -89,7 +135,7 @@ impl Unwatched {
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
         #[expect(deprecated, reason = "its replacement is unsafe for the sake of types that may lose their descriptor")]
         let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
-        let stdin = pipe::Sender::from_owned_fd(stdin)?;
+        let stdin = stdin.map(|writer| pipe::Sender::from_owned_fd(writer.into())).transpose()?;
         let stdout = pipe::Receiver::from_owned_fd(stdout)?;
         let stderr = pipe::Receiver::from_owned_fd(stderr)?;
         drop(entered);
@@ -222,7 +268,7 @@ impl Group {
         if rustix::process::waitid(WaitId::Pid(self.pid), look)?.is_none() {
             return Ok(None);
         }
-        send_kill(self.pid);
+        log_failure(self.pid, rustix::process::kill_process_group(self.pid, Signal::KILL));
         let reaped = rustix::process::waitpid(Some(self.pid), WaitOptions::NOHANG)?;
         Ok(reaped.map(|(_, status)| ExitStatus::from_raw(status.as_raw())))
     }
@@ -245,17 +291,16 @@ impl Drop for Group {
 
 /// Kills a group and its leader, which must not have been reaped.
 fn send_kill(leader: Pid) {
-    let killed = [
-        rustix::process::kill_process_group(leader, Signal::KILL),
-        // A leader can move to another group of its session.
-        rustix::process::kill_process(leader, Signal::KILL),
-    ];
-    for result in killed {
-        match result {
-            Ok(()) | Err(Errno::SRCH) => {}
-            // A process that changed its user is beyond the host's reach.
-            Err(errno) => tracing::warn!(pid = leader.as_raw_pid(), %errno, "a process could not be killed"),
-        }
+    log_failure(leader, rustix::process::kill_process_group(leader, Signal::KILL));
+    // A leader can move to another group of its session.
+    log_failure(leader, rustix::process::kill_process(leader, Signal::KILL));
+}
+
+fn log_failure(leader: Pid, killed: Result<(), Errno>) {
+    match killed {
+        Ok(()) | Err(Errno::SRCH) => {}
+        // A process that changed its user is beyond the host's reach.
+        Err(errno) => tracing::warn!(pid = leader.as_raw_pid(), %errno, "a process could not be killed"),
     }
 }
 
