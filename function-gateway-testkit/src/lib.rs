@@ -19,5 +19,5 @@ pub mod store;
 pub use chaos::{ChaosDriver, ChaosRates};
 pub use clock::ManualClock;
 pub use crash::{CrashDriver, CrashPlan, CrashSide, CrashStore};
-pub use driver::{Behaviour, DriverHarness};
+pub use driver::{Behaviour, Bench, DriverHarness};
 pub use scripted::{Engine, Fault, Gate, Handler, Op, Readiness, ScriptedDriver};

@@ -1,5 +1,7 @@
 //! The scripted driver keeps the promises of a driver, as an engine that is shared and as one inside the process.
 
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "test code fails by panicking")]
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
