@@ -1,6 +1,6 @@
 //! The scripted driver does what its script says.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "test code fails by panicking")]
 
 use std::sync::Arc;
 use std::time::Duration;
