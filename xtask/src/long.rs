@@ -1,0 +1,93 @@
+//! What takes long, and is therefore no part of `cargo xtask test`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::Result;
+use crate::workspace::{Workspace, output, run};
+
+pub(crate) const SOAK_SUMMARY: &str = "Run the tests with long counts, optimised";
+pub(crate) const SOAK_HELP: &str = "\
+Runs every ignored test with `soak` in its name. The tests read two variables:
+
+  FUNCTION_GATEWAY_SOAK    how many times the usual count (--times N; 10 unless given)
+  FUNCTION_GATEWAY_SEED    the seed of what is random (--seed N; from the clock unless given)
+
+The seed is shown, so that a failure can be repeated.";
+
+pub(crate) const BENCH_SUMMARY: &str = "Run the benchmarks and show their figures";
+pub(crate) const BENCH_HELP: &str = "\
+Runs `cargo bench -p function-gateway-benches` with the arguments, such as `--bench pipeline`. The method is described
+in docs/performance.md.";
+
+const SOAK: [&str; 5] = ["test", "--workspace", "--all-features", "--release", "--"];
+
+pub(crate) fn soak(workspace: &Workspace, args: &[String]) -> Result<()> {
+    let SoakOptions { seed, times } = soak_options(args)?;
+    let seed = seed.unwrap_or_else(clock_seed);
+    let list = output(workspace.cargo(SOAK).args(["--ignored", "soak", "--list"]))?;
+    let count = list.lines().filter(|line| line.ends_with(": test")).count();
+    if count == 0 {
+        return Err("there is no ignored test with `soak` in its name".to_owned());
+    }
+    println!("{count} tests, seed {seed}, {times} times the usual count");
+    let mut command = workspace.cargo(SOAK);
+    command.args(["--ignored", "soak", "--nocapture"]);
+    command.env("FUNCTION_GATEWAY_SOAK", times.to_string()).env("FUNCTION_GATEWAY_SEED", seed.to_string());
+    run(&mut command)
+        .map_err(|problem| format!("{problem}; repeat with `cargo xtask soak --seed {seed} --times {times}`"))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct SoakOptions {
+    seed: Option<u64>,
+    times: u64,
+}
+
+fn soak_options(args: &[String]) -> Result<SoakOptions> {
+    let mut options = SoakOptions { seed: None, times: 10 };
+    let mut args = args.iter();
+    while let Some(flag) = args.next() {
+        let mut number = || {
+            let value = args.next().ok_or_else(|| format!("{flag} needs a number"))?;
+            value.parse::<u64>().map_err(|error| format!("{flag} {value}: {error}"))
+        };
+        match flag.as_str() {
+            "--seed" => options.seed = Some(number()?),
+            "--times" => options.times = number()?,
+            _ => return Err(format!("unexpected argument {flag:?}")),
+        }
+    }
+    Ok(options)
+}
+
+fn clock_seed() -> u64 {
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    // The lower bits are what differs between two runs.
+    u64::try_from(nanos & u128::from(u64::MAX)).unwrap_or_default()
+}
+
+pub(crate) fn bench(workspace: &Workspace, args: &[String]) -> Result<()> {
+    run(workspace.cargo(["bench", "-p", "function-gateway-benches"]).args(args))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<SoakOptions> {
+        soak_options(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn seed_and_times_are_options() {
+        assert_eq!(parse(&[]), Ok(SoakOptions { seed: None, times: 10 }));
+        assert_eq!(parse(&["--times", "3", "--seed", "7"]), Ok(SoakOptions { seed: Some(7), times: 3 }));
+    }
+
+    #[test]
+    fn what_is_no_number_or_no_option_is_refused() {
+        assert!(parse(&["--seed"]).is_err());
+        assert!(parse(&["--seed", "x"]).is_err());
+        assert!(parse(&["--fast"]).is_err());
+    }
+}

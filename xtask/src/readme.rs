@@ -1,0 +1,123 @@
+//! Documents that say what to type: it is typed here, so that it works.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use crate::files::{self, File};
+use crate::markdown::{self, Fence};
+use crate::workspace::{Workspace, report, run};
+use crate::{Result, is_command};
+
+pub(crate) const SUMMARY: &str = "Run the commands in README.md and check that its Rust code is compiled";
+pub(crate) const HELP: &str = "\
+Runs each code block of README.md that is marked `sh`, with `sh -eu` at the root of the checkout. A block marked
+`sh no-run` is left out. Of a line `cargo xtask <command>` only the command's existence is checked.
+
+Each code block marked `rust` in README.md and in docs/ has to be compiled as a doc test: some source file includes the
+document by `#[doc = include_str!(..)]`, and the block is not marked `ignore`.";
+
+const README: &str = "README.md";
+
+pub(crate) fn check(workspace: &Workspace) -> Result<()> {
+    let files = files::read_all(&workspace.root, &workspace.root)?;
+    report(&uncompiled(&files))?;
+    let readme = files.iter().find(|file| file.path == README).ok_or("there is no README.md")?;
+    for fence in markdown::fences(&readme.text).iter().filter(|fence| is_runnable(fence)) {
+        let script = script_of(fence).map_err(|problem| format!("{README}:{}: {problem}", fence.line))?;
+        if !script.trim().is_empty() {
+            run(Command::new("sh").args(["-eu", "-c", &script]).current_dir(&workspace.root))
+                .map_err(|problem| format!("{README}:{}: {problem}", fence.line))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_runnable(fence: &Fence) -> bool {
+    fence.language() == "sh" && !fence.tags().any(|tag| tag == "no-run")
+}
+
+/// What is run of a block: all but the lines that would start this program again.
+fn script_of(fence: &Fence) -> Result<String> {
+    let mut script = String::new();
+    for line in fence.body.lines() {
+        match line.trim_start().strip_prefix("cargo xtask") {
+            None => script.push_str(&format!("{line}\n")),
+            Some(rest) => {
+                let name = rest.split_whitespace().next().unwrap_or_default();
+                if !is_command(name) {
+                    return Err(format!("there is no command `cargo xtask {name}`"));
+                }
+            }
+        }
+    }
+    Ok(script)
+}
+
+/// The Rust code in documents that no doc test compiles.
+fn uncompiled(files: &[File]) -> Vec<String> {
+    let included: BTreeSet<String> =
+        files.iter().filter(|file| file.has_extension("rs")).flat_map(included_documents).collect();
+    let documents =
+        files.iter().filter(|file| file.path == README || (file.path.starts_with("docs/") && file.has_extension("md")));
+    let mut problems = Vec::new();
+    for file in documents {
+        for fence in markdown::fences(&file.text).iter().filter(|fence| fence.language() == "rust") {
+            if !included.contains(&file.path) || fence.tags().any(|tag| tag == "ignore") {
+                problems.push(format!("{}:{}: no doc test compiles this code", file.path, fence.line));
+            }
+        }
+    }
+    problems
+}
+
+/// The documents that a source file takes in, from the root.
+fn included_documents(file: &File) -> Vec<String> {
+    let calls = file.text.split("include_str!(\"").skip(1);
+    calls.filter_map(|call| files::resolve(&file.path, call.split('"').next()?)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn only_fence(text: &str) -> Fence {
+        markdown::fences(text).pop().unwrap()
+    }
+
+    fn file(path: &str, text: &str) -> File {
+        File { path: path.into(), text: text.into() }
+    }
+
+    #[test]
+    fn shell_blocks_run_unless_they_say_no() {
+        assert!(is_runnable(&only_fence("```sh\nls\n```")));
+        assert!(!is_runnable(&only_fence("```sh no-run\nls\n```")));
+        assert!(!is_runnable(&only_fence("```text\nls\n```")));
+    }
+
+    #[test]
+    fn a_chore_is_looked_up_and_not_run() {
+        let script = script_of(&only_fence("```sh\ncargo build\ncargo xtask test\nls\n```")).unwrap();
+        assert_eq!(script, "cargo build\nls\n");
+    }
+
+    #[test]
+    fn a_chore_that_does_not_exist_is_an_error() {
+        assert!(script_of(&only_fence("```sh\ncargo xtask fly\n```")).is_err());
+    }
+
+    #[test]
+    fn rust_in_a_document_needs_a_doc_test() {
+        let readme = || file("README.md", "```rust\nfn main() {}\n```");
+        let including = file("a/src/lib.rs", "#[doc = include_str!(\"../../README.md\")]");
+        assert_eq!(uncompiled(&[readme()]), ["README.md:1: no doc test compiles this code"]);
+        assert_eq!(uncompiled(&[readme(), including]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn ignored_rust_in_a_document_is_not_compiled() {
+        let readme = file("README.md", "```rust,ignore\nfn main() {}\n```");
+        let including = file("a/src/lib.rs", "#[doc = include_str!(\"../../README.md\")]");
+        assert_eq!(uncompiled(&[readme, including]).len(), 1);
+    }
+}
