@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 
-use function_gateway_core::{DriverCapabilities, ErrorKind, FaasDriver, Protocol, Scope};
+use function_gateway_core::{DriverCapabilities, ErrorKind, FaasDriver, Protocol, Result, Scope};
 
 /// Every driver of the workspace. A new one is one line.
-fn drivers() -> Vec<Box<dyn FaasDriver>> {
-    vec![]
+fn drivers() -> Result<Vec<Box<dyn FaasDriver>>> {
+    Ok(vec![])
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let columns: Vec<_> = drivers().iter().flat_map(|driver| columns_of(driver.as_ref())).collect();
+fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let columns: Vec<_> = drivers()?.iter().flat_map(|driver| columns_of(driver.as_ref())).collect();
     let tables = BTreeMap::from([("errors", errors()), ("drivers", capabilities(&columns))]);
     serde_json::to_writer(std::io::stdout(), &tables)?;
     Ok(std::io::stdout().flush()?)

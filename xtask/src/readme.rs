@@ -1,6 +1,7 @@
 //! Documents that say what to type: it is typed here, so that it works.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 
 use crate::files::{self, File};
@@ -8,9 +9,10 @@ use crate::markdown::{self, Fence};
 use crate::workspace::{Workspace, report, run};
 use crate::{Result, is_command};
 
-pub(crate) const SUMMARY: &str = "Run the commands in README.md and check that its Rust code is compiled";
+pub(crate) const SUMMARY: &str =
+    "Run the commands in each README.md and check that the Rust code in documents is compiled";
 pub(crate) const HELP: &str = "\
-Runs each code block of README.md that is marked `sh`, with `sh -eu` at the root of the checkout. A block marked
+Runs each code block of a README.md that is marked `sh`, with `sh -eu` in the folder of that file. A block marked
 `sh no-run` is left out. Of a line `cargo xtask <command>` only the command's existence is checked.
 
 Each code block marked `rust` in README.md and in docs/ has to be compiled as a doc test: some source file includes the
@@ -21,12 +23,14 @@ const README: &str = "README.md";
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let files = files::read_all(&workspace.root, &workspace.root)?;
     report(&uncompiled(&files))?;
-    let readme = files.iter().find(|file| file.path == README).ok_or("there is no README.md")?;
-    for fence in markdown::fences(&readme.text).iter().filter(|fence| is_runnable(fence)) {
-        let script = script_of(fence).map_err(|problem| format!("{README}:{}: {problem}", fence.line))?;
-        if !script.trim().is_empty() {
-            run(Command::new("sh").args(["-eu", "-c", &script]).current_dir(&workspace.root))
-                .map_err(|problem| format!("{README}:{}: {problem}", fence.line))?;
+    for readme in files.iter().filter(|file| Path::new(&file.path).ends_with(README)) {
+        let folder = workspace.root.join(&readme.path).with_file_name("");
+        for fence in markdown::fences(&readme.text).iter().filter(|fence| is_runnable(fence)) {
+            let at = |problem: String| format!("{}:{}: {problem}", readme.path, fence.line);
+            let script = script_of(fence).map_err(at)?;
+            if !script.trim().is_empty() {
+                run(Command::new("sh").args(["-eu", "-c", &script]).current_dir(&folder)).map_err(at)?;
+            }
         }
     }
     Ok(())
