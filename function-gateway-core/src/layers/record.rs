@@ -83,7 +83,8 @@ impl Middleware for RecordCalls {
             recording.payload = Some(payload);
         }
         if keeper.policy.mode == RecordMode::Durable {
-            call.durable_start = recording.call.as_ref().map(|call| DurableStart::new(keeper.begin(call.record())));
+            call.durable_start =
+                recording.call.as_ref().map(|call| DurableStart::new(keeper.begin(Arc::new(call.record()))));
         }
         match next.run(call).await {
             Ok(mut response) => {
@@ -121,7 +122,7 @@ fn is_refusal(error: &Error) -> bool {
 const BEGIN: &str = "begin record";
 
 impl Keeper {
-    fn begin(&self, record: InvocationRecord) -> Closing {
+    fn begin(&self, record: Arc<InvocationRecord>) -> Closing {
         let store = Arc::clone(&self.store);
         Box::pin(async move { store.begin(record).await.map_err(|error| error.with_operation(BEGIN)) })
     }
@@ -188,7 +189,7 @@ impl Recording {
     }
 
     /// Keeps a final record. A failure of the store is the caller's only where the policy promises durability.
-    fn keep(&self, record: InvocationRecord) -> impl Future<Output = Result<()>> + Send + 'static {
+    fn keep(&self, record: Arc<InvocationRecord>) -> impl Future<Output = Result<()>> + Send + 'static {
         let durable = self.keeper.policy.mode == RecordMode::Durable;
         let store = Arc::clone(&self.keeper.store);
         async move {
@@ -201,7 +202,7 @@ impl Recording {
         }
     }
 
-    fn ended(&self, call: &RecordedCall, ending: &Ending<'_>) -> InvocationRecord {
+    fn ended(&self, call: &RecordedCall, ending: &Ending<'_>) -> Arc<InvocationRecord> {
         let RecordedCall { state, .. } = call;
         let took = state.elapsed();
         state.add_time(TimedPhase::Total, took);
@@ -234,7 +235,7 @@ impl Recording {
             record.payload = self.payload.as_ref().map(|payload| payload.kept(redactor));
             record.result = self.result.as_ref().map(|result| result.kept(redactor));
         }
-        record
+        Arc::new(record)
     }
 }
 

@@ -4,7 +4,6 @@ mod functions;
 mod records;
 
 use std::fmt;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -284,22 +283,12 @@ impl FunctionStore for MemoryStore {
 
 #[async_trait]
 impl InvocationStore for MemoryStore {
-    async fn begin(&self, record: InvocationRecord) -> Result<()> {
-        self.records().begin(Arc::new(record))
+    async fn begin(&self, record: Arc<InvocationRecord>) -> Result<()> {
+        self.records().begin(record)
     }
 
-    // Written out, since a record is large and every call ends here: the future holds a pointer to it, not the record.
-    fn finish<'store, 'future>(
-        &'store self,
-        record: InvocationRecord,
-        _durability: Durability,
-    ) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'future>>
-    where
-        'store: 'future,
-        Self: 'future,
-    {
-        let record = Arc::new(record);
-        Box::pin(async move { self.records().finish(record) })
+    async fn finish(&self, record: Arc<InvocationRecord>, _durability: Durability) -> Result<()> {
+        self.records().finish(record)
     }
 
     async fn flush(&self) -> Result<()> {

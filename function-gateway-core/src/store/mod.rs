@@ -240,14 +240,14 @@ pub trait InvocationStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists) where there is a record of the id, in whichever tenant;
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) where the state is final.
-    async fn begin(&self, record: InvocationRecord) -> Result<()>;
+    async fn begin(&self, record: Arc<InvocationRecord>) -> Result<()>;
 
     /// Keeps a record in its final state: a new one, or in place of the same one that was begun.
     ///
     /// # Errors
     /// [`Conflict`](crate::ErrorKind::Conflict) where the record is in a final state already, or is another function's;
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) where the new state is not final or `finished_at` is absent.
-    async fn finish(&self, record: InvocationRecord, durability: Durability) -> Result<()>;
+    async fn finish(&self, record: Arc<InvocationRecord>, durability: Durability) -> Result<()>;
 
     /// Waits until everything that was buffered when it was called is kept.
     async fn flush(&self) -> Result<()>;

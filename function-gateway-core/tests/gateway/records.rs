@@ -136,10 +136,10 @@ struct Broken {
 
 #[async_trait::async_trait]
 impl InvocationStore for Broken {
-    async fn begin(&self, _: InvocationRecord) -> Result<()> {
+    async fn begin(&self, _: Arc<InvocationRecord>) -> Result<()> {
         if self.begin { Err(Error::new(ErrorKind::Store, "disk full")) } else { Ok(()) }
     }
-    async fn finish(&self, _: InvocationRecord, _: Durability) -> Result<()> {
+    async fn finish(&self, _: Arc<InvocationRecord>, _: Durability) -> Result<()> {
         if self.finish { Err(Error::new(ErrorKind::Store, "disk full")) } else { Ok(()) }
     }
     async fn flush(&self) -> Result<()> {

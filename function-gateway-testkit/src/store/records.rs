@@ -76,17 +76,17 @@ fn end(mut record: InvocationRecord, state: InvocationState) -> InvocationRecord
 }
 
 async fn begin(store: &Store, record: &InvocationRecord) {
-    store.begin(record.clone()).await.expect("the execution begins");
+    store.begin(Arc::new(record.clone())).await.expect("the execution begins");
 }
 
 async fn finish(store: &Store, record: &InvocationRecord) {
-    store.finish(record.clone(), Durability::Durable).await.expect("the execution ends");
+    store.finish(Arc::new(record.clone()), Durability::Durable).await.expect("the execution ends");
 }
 
 /// Finishes many, as cheaply as the store can.
 async fn finish_all(store: &Store, records: &[InvocationRecord]) {
     for record in records {
-        store.finish(record.clone(), Durability::Buffered).await.expect("the execution ends");
+        store.finish(Arc::new(record.clone()), Durability::Buffered).await.expect("the execution ends");
     }
     store.flush().await.expect("the store is flushed");
 }
@@ -155,12 +155,12 @@ pub async fn an_id_begins_once_in_all_tenants(store: Store) {
     foreign.id = record.id;
     begin(&store, &record).await;
     for copy in [&record, &foreign] {
-        assert_eq!(refused(store.begin(copy.clone()).await), ErrorKind::AlreadyExists);
+        assert_eq!(refused(store.begin(Arc::new(copy.clone())).await), ErrorKind::AlreadyExists);
     }
     let ended = end(record.clone(), InvocationState::Succeeded);
     finish(&store, &ended).await;
     for copy in [&record, &foreign] {
-        assert_eq!(refused(store.begin(copy.clone()).await), ErrorKind::AlreadyExists);
+        assert_eq!(refused(store.begin(Arc::new(copy.clone())).await), ErrorKind::AlreadyExists);
     }
     assert_eq!(get(&store, &record).await.as_deref(), Some(&ended));
     assert_eq!(get(&store, &foreign).await, None);
@@ -173,7 +173,7 @@ pub async fn a_final_record_never_changes(store: Store) {
         let record = end(executed.running(time(0)), state);
         finish(&store, &record).await;
         for other in STATES {
-            let result = store.finish(end(record.clone(), other), Durability::Durable).await;
+            let result = store.finish(Arc::new(end(record.clone(), other)), Durability::Durable).await;
             assert_eq!(refused(result), ErrorKind::Conflict);
         }
         assert_eq!(get(&store, &record).await.as_deref(), Some(&record));
@@ -191,7 +191,7 @@ pub async fn a_record_of_another_function_is_not_overwritten(store: Store) {
     for other in &others {
         let mut end = other.ended(time(0));
         end.id = record.id;
-        let result = store.finish(end, Durability::Durable).await;
+        let result = store.finish(Arc::new(end), Durability::Durable).await;
         assert_eq!(refused(result), ErrorKind::Conflict, "{other:?}");
     }
     assert_eq!(get(&store, &record).await.as_deref(), Some(&record));
@@ -203,16 +203,16 @@ pub async fn states_are_checked(store: Store) {
     let executed = Executed::new(&tenant(), "a");
     let record = executed.running(time(0));
     for state in STATES {
-        let result = store.begin(end(record.clone(), state)).await;
+        let result = store.begin(Arc::new(end(record.clone(), state))).await;
         assert_eq!(refused(result), ErrorKind::InvalidArgument, "{state}");
     }
     let mut endless = end(record.clone(), InvocationState::Succeeded);
     endless.finished_at = None;
     for state in [InvocationState::Queued, InvocationState::Running] {
-        let result = store.finish(end(record.clone(), state), Durability::Durable).await;
+        let result = store.finish(Arc::new(end(record.clone(), state)), Durability::Durable).await;
         assert_eq!(refused(result), ErrorKind::InvalidArgument, "{state}");
     }
-    let result = store.finish(endless, Durability::Durable).await;
+    let result = store.finish(Arc::new(endless), Durability::Durable).await;
     assert_eq!(refused(result), ErrorKind::InvalidArgument);
     assert_eq!(get(&store, &record).await, None);
 }
@@ -393,7 +393,7 @@ pub async fn many_executions_finish_at_once(store: Store) {
                 }
                 let durability = if racer % 4 < 2 { Durability::Durable } else { Durability::Buffered };
                 let record = end(record, InvocationState::Succeeded);
-                store.finish(record.clone(), durability).await.expect("the execution ends");
+                store.finish(Arc::new(record.clone()), durability).await.expect("the execution ends");
                 ended.push(record.id);
             }
             ended
@@ -422,7 +422,7 @@ pub async fn one_of_many_racing_ends_wins(store: Store) {
         let mut race = JoinSet::new();
         for state in STATES.into_iter().cycle().take(RACERS) {
             let (store, end) = (store.clone(), end(record.clone(), state));
-            race.spawn(async move { store.finish(end, Durability::Durable).await.map(|()| state) });
+            race.spawn(async move { store.finish(Arc::new(end), Durability::Durable).await.map(|()| state) });
         }
         let mut winners = Vec::new();
         for result in race.join_all().await {
