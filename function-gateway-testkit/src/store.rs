@@ -1,4 +1,5 @@
-//! Conformance of stores: what [`FunctionStore`] and [`InvocationStore`] promise, one case for each promise.
+//! Conformance of stores: what [`FunctionStore`](function_gateway_core::FunctionStore) and
+//! [`InvocationStore`](function_gateway_core::InvocationStore) promise, one case for each promise.
 //!
 //! An author adds one line to a test file, with an expression of a future that opens the store. It is evaluated for each
 //! case:
