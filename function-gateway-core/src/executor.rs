@@ -15,9 +15,9 @@ use crate::route::Serving;
 use crate::time::monotonic_now;
 use crate::{
     Action, Body, CallContext, CallState, Delivery, DeploymentState, DriverRequest, Error, ErrorKind, FunctionKey,
-    FunctionRef, Invocation, InvocationId, InvocationRecord, InvokeRequest, InvokeResponse, LogSink, Next, Page,
-    PageRequest, PayloadFormat, Qualifier, RecordFilter, Result, Retry, Scope, SecretDelivery, SecretVariable, Stage,
-    Statistics, StatisticsQuery, TimedPhase, TraceParent, envelope,
+    FunctionRef, Gateway, Invocation, InvocationId, InvocationRecord, InvokeRequest, InvokeResponse, LogSink, Next,
+    Page, PageRequest, PayloadFormat, Qualifier, RecordFilter, Result, Retry, Scope, SecretDelivery, SecretVariable,
+    Stage, Statistics, StatisticsQuery, TimedPhase, TraceParent, envelope,
 };
 
 /// Executes functions, and reads what is kept of executions.
@@ -93,14 +93,10 @@ pub trait FunctionExecutorExt: FunctionExecutor {
 
 impl<E: FunctionExecutor + ?Sized> FunctionExecutorExt for E {}
 
-/// The executor of a gateway.
-#[derive(Debug, Clone)]
-pub(crate) struct DefaultExecutor(pub(crate) Arc<Host>);
-
 #[async_trait]
-impl FunctionExecutor for DefaultExecutor {
+impl FunctionExecutor for Gateway {
     async fn invoke(&self, cx: &CallContext, function: &FunctionRef, request: InvokeRequest) -> Result<InvokeResponse> {
-        let host = &*self.0;
+        let host = &*self.host;
         let id = cx.invocation_id().unwrap_or_else(InvocationId::generate);
         let result = match host.admit(cx, function, &request).await {
             Ok((key, serving)) => host.run(cx, id, (key, function.qualifier()), serving, request).await,
@@ -118,9 +114,9 @@ impl FunctionExecutor for DefaultExecutor {
     }
 
     async fn execution(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<InvocationRecord>> {
-        let record = self.0.invocations.get(cx.tenant(), id).await?;
+        let record = self.host.invocations.get(cx.tenant(), id).await?;
         let name = record.as_ref().map(|record| (&record.key.name, None));
-        self.0.authorize(cx, Action::ReadExecutions, name).await?;
+        self.host.authorize(cx, Action::ReadExecutions, name).await?;
         record.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no execution {id}")))
     }
 
@@ -130,13 +126,13 @@ impl FunctionExecutor for DefaultExecutor {
         filter: &RecordFilter,
         page: &PageRequest,
     ) -> Result<Page<Arc<InvocationRecord>>> {
-        self.0.authorize(cx, Action::ReadExecutions, filter.name.as_ref().map(|name| (name, None))).await?;
-        self.0.invocations.list(cx.tenant(), filter, page).await
+        self.host.authorize(cx, Action::ReadExecutions, filter.name.as_ref().map(|name| (name, None))).await?;
+        self.host.invocations.list(cx.tenant(), filter, page).await
     }
 
     async fn statistics(&self, cx: &CallContext, query: &StatisticsQuery) -> Result<Statistics> {
-        self.0.authorize(cx, Action::ReadExecutions, query.name.as_ref().map(|name| (name, None))).await?;
-        self.0.invocations.statistics(cx.tenant(), query).await
+        self.host.authorize(cx, Action::ReadExecutions, query.name.as_ref().map(|name| (name, None))).await?;
+        self.host.invocations.statistics(cx.tenant(), query).await
     }
 }
 

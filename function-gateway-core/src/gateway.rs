@@ -3,33 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::runtime::Handle;
 
-use crate::executor::DefaultExecutor;
 use crate::host::{Fixed, Host, Lifetime, MiddlewareSet};
 use crate::layers::{AttemptTimeout, Authorize, Limit, Observe, Overall, Record, Retrying};
-use crate::manager::DefaultManager;
 use crate::reconcile::{Reconciled, Swept};
 use crate::route::Routes;
 use crate::{
-    AllowWithinTenant, AuditLog, Authorizer, BoxStream, CallContext, Clock, Deadline, DriverName, DriverRegistry,
-    Error, ErrorKind, FaasDriver, Function, FunctionExecutor, FunctionFilter, FunctionKey, FunctionManager,
-    FunctionName, FunctionRef, FunctionSpec, FunctionStore, GatewayConfig, GatewayId, Generation, InvocationId,
-    InvocationRecord, InvocationStore, InvokeRequest, InvokeResponse, LogLine, LogQuery, MemoryAuditLog, Middleware,
-    MiddlewareFactory, Page, PageRequest, Precondition, RecordFilter, Result, Revision, SecretChain, SecretProvider,
-    Statistics, StatisticsQuery, SystemClock, Violation,
+    AllowWithinTenant, AuditLog, Authorizer, Clock, Deadline, DriverName, DriverRegistry, Error, ErrorKind, FaasDriver,
+    FunctionKey, FunctionStore, GatewayConfig, GatewayId, InvocationStore, MemoryAuditLog, Middleware,
+    MiddlewareFactory, Result, SecretChain, SecretProvider, SystemClock,
 };
 
 /// A gateway: manages and executes functions. Clones are handles to the same one.
 ///
-/// It implements [`FunctionManager`] and [`FunctionExecutor`]. Call [`shutdown`](Self::shutdown) before the runtime
+/// It implements [`FunctionManager`](crate::FunctionManager) and [`FunctionExecutor`](crate::FunctionExecutor). Call [`shutdown`](Self::shutdown) before the runtime
 /// ends: it drains what runs and writes what is buffered.
 #[derive(Debug, Clone)]
 pub struct Gateway {
-    host: Arc<Host>,
-    manager: DefaultManager,
-    executor: DefaultExecutor,
+    pub(crate) host: Arc<Host>,
 }
 
 impl Gateway {
@@ -308,8 +300,7 @@ impl GatewayBuilder {
         if !self.without_reconciler {
             host.start_tasks();
         }
-        let (manager, executor) = (DefaultManager(Arc::clone(&host)), DefaultExecutor(Arc::clone(&host)));
-        Ok(Gateway { host, manager, executor })
+        Ok(Gateway { host })
     }
 }
 
@@ -368,109 +359,5 @@ impl Host {
                 return Ok(deleted);
             }
         }
-    }
-}
-
-#[deny(clippy::missing_trait_methods)]
-#[async_trait]
-impl FunctionManager for Gateway {
-    async fn create(&self, cx: &CallContext, name: &FunctionName, spec: FunctionSpec) -> Result<Arc<Function>> {
-        self.manager.create(cx, name, spec).await
-    }
-
-    async fn get(&self, cx: &CallContext, name: &FunctionName) -> Result<Arc<Function>> {
-        self.manager.get(cx, name).await
-    }
-
-    async fn update(
-        &self,
-        cx: &CallContext,
-        name: &FunctionName,
-        spec: FunctionSpec,
-        condition: Precondition,
-    ) -> Result<Arc<Function>> {
-        self.manager.update(cx, name, spec, condition).await
-    }
-
-    async fn roll_back(
-        &self,
-        cx: &CallContext,
-        name: &FunctionName,
-        to: Generation,
-        condition: Precondition,
-    ) -> Result<Arc<Function>> {
-        self.manager.roll_back(cx, name, to, condition).await
-    }
-
-    async fn rotate_secrets(&self, cx: &CallContext, name: &FunctionName) -> Result<Arc<Function>> {
-        self.manager.rotate_secrets(cx, name).await
-    }
-
-    async fn delete(
-        &self,
-        cx: &CallContext,
-        name: &FunctionName,
-        condition: Precondition,
-    ) -> Result<Option<Arc<Function>>> {
-        self.manager.delete(cx, name, condition).await
-    }
-
-    async fn list(&self, cx: &CallContext, filter: &FunctionFilter, page: &PageRequest) -> Result<Page<Arc<Function>>> {
-        self.manager.list(cx, filter, page).await
-    }
-
-    async fn validate(&self, cx: &CallContext, spec: &FunctionSpec) -> Result<Vec<Violation>> {
-        self.manager.validate(cx, spec).await
-    }
-
-    async fn revisions(
-        &self,
-        cx: &CallContext,
-        name: &FunctionName,
-        page: &PageRequest,
-    ) -> Result<Page<Arc<Revision>>> {
-        self.manager.revisions(cx, name, page).await
-    }
-
-    async fn revision(&self, cx: &CallContext, name: &FunctionName, generation: Generation) -> Result<Arc<Revision>> {
-        self.manager.revision(cx, name, generation).await
-    }
-
-    async fn logs(
-        &self,
-        cx: &CallContext,
-        name: &FunctionName,
-        query: LogQuery,
-    ) -> Result<BoxStream<'static, Result<LogLine>>> {
-        self.manager.logs(cx, name, query).await
-    }
-
-    async fn scale(&self, cx: &CallContext, name: &FunctionName, instances: u32) -> Result<()> {
-        self.manager.scale(cx, name, instances).await
-    }
-}
-
-#[deny(clippy::missing_trait_methods)]
-#[async_trait]
-impl FunctionExecutor for Gateway {
-    async fn invoke(&self, cx: &CallContext, function: &FunctionRef, request: InvokeRequest) -> Result<InvokeResponse> {
-        self.executor.invoke(cx, function, request).await
-    }
-
-    async fn execution(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<InvocationRecord>> {
-        self.executor.execution(cx, id).await
-    }
-
-    async fn executions(
-        &self,
-        cx: &CallContext,
-        filter: &RecordFilter,
-        page: &PageRequest,
-    ) -> Result<Page<Arc<InvocationRecord>>> {
-        self.executor.executions(cx, filter, page).await
-    }
-
-    async fn statistics(&self, cx: &CallContext, query: &StatisticsQuery) -> Result<Statistics> {
-        self.executor.statistics(cx, query).await
     }
 }

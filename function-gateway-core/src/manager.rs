@@ -11,8 +11,8 @@ use crate::route::not_found;
 use crate::time::monotonic_now;
 use crate::{
     Action, BoxStream, CallContext, Deadline, Error, ErrorKind, Function, FunctionFilter, FunctionId, FunctionKey,
-    FunctionName, FunctionSpec, Generation, LogLine, LogQuery, Page, PageRequest, Phase, Qualifier, Result, Revision,
-    RevisionReason, RevisionStatus, Version, Violation,
+    FunctionName, FunctionSpec, Gateway, Generation, LogLine, LogQuery, Page, PageRequest, Phase, Qualifier, Result,
+    Revision, RevisionReason, RevisionStatus, Version, Violation,
 };
 
 /// On which condition a function is changed.
@@ -231,10 +231,6 @@ pub trait FunctionManagerExt: FunctionManager {
 
 impl<M: FunctionManager + ?Sized> FunctionManagerExt for M {}
 
-/// The manager of a gateway.
-#[derive(Debug, Clone)]
-pub(crate) struct DefaultManager(pub(crate) Arc<Host>);
-
 /// A change of a function's specification.
 struct Change {
     spec: FunctionSpec,
@@ -243,12 +239,12 @@ struct Change {
     always: bool,
 }
 
-impl DefaultManager {
+impl Gateway {
     async fn find(&self, cx: &CallContext, name: &FunctionName, action: Action) -> Result<Arc<Function>> {
         let key = FunctionKey::new(cx.tenant().clone(), name.clone());
-        let function = self.0.functions.get(&key).await?;
+        let function = self.host.functions.get(&key).await?;
         let owner = function.as_ref().map(|function| &function.owner);
-        self.0.authorize(cx, action, Some((name, owner))).await?;
+        self.host.authorize(cx, action, Some((name, owner))).await?;
         function.ok_or_else(|| not_found(&key))
     }
 
@@ -259,7 +255,7 @@ impl DefaultManager {
         change: Change,
         condition: Precondition,
     ) -> Result<Arc<Function>> {
-        let host = &self.0;
+        let host = &self.host;
         host.lifetime.check_open()?;
         let violations = host.violations(cx, &change.spec).await?;
         if !violations.is_empty() {
@@ -319,9 +315,9 @@ impl DefaultManager {
                 return Err(Error::new(ErrorKind::Conflict, message).with_context("function", name.as_str()));
             }
             let Some((next, revision)) = change(&function)? else { return Ok((function, false)) };
-            match self.0.functions.update(&next, function.version, revision.as_ref()).await {
+            match self.host.functions.update(&next, function.version, revision.as_ref()).await {
                 Ok(written) => {
-                    self.0.routes.invalidate(&written.key);
+                    self.host.routes.invalidate(&written.key);
                     return Ok((written, true));
                 }
                 Err(error) if error.kind() == ErrorKind::Conflict && tries < TRIES => tries += 1,
@@ -333,17 +329,17 @@ impl DefaultManager {
     /// Brings the engine to what is stored, without the caller, and waits for it as long as the caller does.
     async fn settle(&self, cx: &CallContext, function: Arc<Function>) -> Result<Arc<Function>> {
         self.drive(cx, &function).await?;
-        let now = self.0.functions.get(&function.key).await?;
+        let now = self.host.functions.get(&function.key).await?;
         Ok(now.filter(|now| now.id == function.id).unwrap_or(function))
     }
 
     /// Reconciles a function until its newest generation has come to an end, or the caller's time has.
     async fn drive(&self, cx: &CallContext, function: &Function) -> Result<()> {
-        let wait = Deadline::after(self.0.config.default_manage_wait);
+        let wait = Deadline::after(self.host.config.default_manage_wait);
         let deadline = cx.deadline().unwrap_or(wait);
-        let host = Arc::clone(&self.0);
+        let host = Arc::clone(&self.host);
         let (key, id, generation) = (function.key.clone(), function.id, function.generation);
-        let work = self.0.lifetime.spawn(async move { host.drive(&key, id, generation, deadline).await });
+        let work = self.host.lifetime.spawn(async move { host.drive(&key, id, generation, deadline).await });
         match tokio::time::timeout_at(deadline.instant().into(), work).await {
             Ok(Ok(result)) => result,
             // Past the deadline, or in a runtime that is going down, the stored intent is carried out later.
@@ -375,9 +371,9 @@ impl Host {
 }
 
 #[async_trait]
-impl FunctionManager for DefaultManager {
+impl FunctionManager for Gateway {
     async fn create(&self, cx: &CallContext, name: &FunctionName, spec: FunctionSpec) -> Result<Arc<Function>> {
-        let host = &self.0;
+        let host = &self.host;
         host.lifetime.check_open()?;
         host.authorize(cx, Action::Create, Some((name, None))).await?;
         let violations = host.violations(cx, &spec).await?;
@@ -437,7 +433,7 @@ impl FunctionManager for DefaultManager {
         name: &FunctionName,
         condition: Precondition,
     ) -> Result<Option<Arc<Function>>> {
-        let host = &self.0;
+        let host = &self.host;
         host.lifetime.check_open()?;
         let (function, written) = self
             .compare_and_set(cx, name, Action::Delete, condition, |function| {
@@ -462,13 +458,13 @@ impl FunctionManager for DefaultManager {
     }
 
     async fn list(&self, cx: &CallContext, filter: &FunctionFilter, page: &PageRequest) -> Result<Page<Arc<Function>>> {
-        self.0.authorize(cx, Action::List, None).await?;
-        self.0.functions.list(cx.tenant(), filter, page).await
+        self.host.authorize(cx, Action::List, None).await?;
+        self.host.functions.list(cx.tenant(), filter, page).await
     }
 
     async fn validate(&self, cx: &CallContext, spec: &FunctionSpec) -> Result<Vec<Violation>> {
-        self.0.authorize(cx, Action::Create, None).await?;
-        self.0.violations(cx, spec).await
+        self.host.authorize(cx, Action::Create, None).await?;
+        self.host.violations(cx, spec).await
     }
 
     async fn revisions(
@@ -478,7 +474,7 @@ impl FunctionManager for DefaultManager {
         page: &PageRequest,
     ) -> Result<Page<Arc<Revision>>> {
         let function = self.find(cx, name, Action::Read).await?;
-        self.0.functions.revisions(cx.tenant(), function.id, page).await
+        self.host.functions.revisions(cx.tenant(), function.id, page).await
     }
 
     async fn revision(&self, cx: &CallContext, name: &FunctionName, generation: Generation) -> Result<Arc<Revision>> {
@@ -493,12 +489,12 @@ impl FunctionManager for DefaultManager {
         query: LogQuery,
     ) -> Result<BoxStream<'static, Result<LogLine>>> {
         let function = self.find(cx, name, Action::Read).await?;
-        let serving = self.0.serving(&function, &Qualifier::Serving).await?;
+        let serving = self.host.serving(&function, &Qualifier::Serving).await?;
         // The driver's stream borrows from the driver, so a task owns both and hands the lines on.
         let (opened, open) = tokio::sync::oneshot::channel();
         let (lines, mut receiver) = tokio::sync::mpsc::channel(64);
-        let (cx, killed) = (cx.clone(), self.0.lifetime.killed.clone());
-        self.0.lifetime.spawn(async move {
+        let (cx, killed) = (cx.clone(), self.host.lifetime.killed.clone());
+        self.host.lifetime.spawn(async move {
             let mut stream = match serving.driver.logs(&cx, &serving.target, query).await {
                 Ok(stream) => stream,
                 Err(error) => return drop(opened.send(Err(error))),
@@ -525,14 +521,14 @@ impl FunctionManager for DefaultManager {
 
     async fn scale(&self, cx: &CallContext, name: &FunctionName, instances: u32) -> Result<()> {
         let function = self.find(cx, name, Action::Update).await?;
-        let serving = self.0.serving(&function, &Qualifier::Serving).await?;
-        self.0.bounded("scale", serving.driver.scale(cx, &serving.target, instances)).await
+        let serving = self.host.serving(&function, &Qualifier::Serving).await?;
+        self.host.bounded("scale", serving.driver.scale(cx, &serving.target, instances)).await
     }
 }
 
-impl DefaultManager {
+impl Gateway {
     async fn stored_revision(&self, function: &Function, generation: Generation) -> Result<Arc<Revision>> {
-        let revision = self.0.functions.revision(&function.key.tenant, function.id, generation).await?;
+        let revision = self.host.functions.revision(&function.key.tenant, function.id, generation).await?;
         revision.ok_or_else(|| {
             let message = format!("there is no revision {generation} of the function {:?}", function.key.name);
             Error::new(ErrorKind::NotFound, message)
