@@ -1,4 +1,4 @@
-//! The cases: each is what one sentence of [`FaasDriver`]'s documentation promises.
+//! The cases: each is what one sentence of [`FaasDriver`](function_gateway_core::FaasDriver)'s documentation promises.
 //!
 //! A case fails by panicking, and says [`Skipped`] where it can't be run.
 
