@@ -10,6 +10,8 @@ use moka::future::Cache;
 use moka::ops::compute::Op;
 use tokio::time::Instant;
 
+use crate::SecretsOptions;
+
 type Key = (TenantId, SecretRef);
 
 #[derive(Clone)]
@@ -25,7 +27,7 @@ struct Fetched {
 /// that only frees their memory.
 pub(crate) struct SecretCache {
     chain: SecretChain,
-    ttl: Duration,
+    options: SecretsOptions,
     values: Cache<Key, Fetched>,
     /// When a value was last invalidated. Holds nothing older than the time to live: what was asked for before is out
     /// of use by then anyway.
@@ -33,9 +35,9 @@ pub(crate) struct SecretCache {
 }
 
 impl SecretCache {
-    pub(crate) fn new(chain: SecretChain, ttl: Duration, max_cached: u64) -> Self {
-        let values = Cache::builder().max_capacity(max_cached).time_to_live(ttl.min(MAX_TTL)).build();
-        Self { chain, ttl, values, invalidated: Mutex::default() }
+    pub(crate) fn new(chain: SecretChain, options: SecretsOptions) -> Self {
+        let values = Cache::builder().max_capacity(options.max_cached).time_to_live(options.ttl.min(MAX_TTL)).build();
+        Self { chain, options, values, invalidated: Mutex::default() }
     }
 
     /// A value for a call of its context's tenant.
@@ -73,14 +75,14 @@ impl SecretCache {
         let now = Instant::now();
         {
             let mut invalidated = self.invalidated();
-            invalidated.retain(|_, at| now.saturating_duration_since(*at) < self.ttl);
+            invalidated.retain(|_, at| now.saturating_duration_since(*at) < self.options.ttl);
             invalidated.insert(key.clone(), now);
         }
         self.values.invalidate(&key).await;
     }
 
     fn is_fresh(&self, key: &Key, fetched: &Fetched) -> bool {
-        fetched.asked.elapsed() < self.ttl && self.invalidated().get(key).is_none_or(|at| *at < fetched.asked)
+        fetched.asked.elapsed() < self.options.ttl && self.invalidated().get(key).is_none_or(|at| *at < fetched.asked)
     }
 
     fn invalidated(&self) -> MutexGuard<'_, HashMap<Key, Instant>> {
@@ -105,7 +107,7 @@ impl fmt::Debug for SecretCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SecretCache")
             .field("chain", &self.chain)
-            .field("ttl", &self.ttl)
+            .field("options", &self.options)
             .field("cached", &self.values.entry_count())
             .finish_non_exhaustive()
     }

@@ -87,8 +87,7 @@ impl Secrets {
     /// Takes secrets from a chain of providers.
     #[must_use]
     pub fn new(chain: SecretChain, options: SecretsOptions) -> Self {
-        let SecretsOptions { ttl, max_cached } = options;
-        Self(Arc::new(SecretCache::new(chain, ttl, max_cached)))
+        Self(Arc::new(SecretCache::new(chain, options)))
     }
 
     /// Forgets a value, as after a rotation: calls that come in from now on get one that is asked for from now on.
