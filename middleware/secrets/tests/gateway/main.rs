@@ -1,0 +1,4 @@
+//! Secrets in a gateway, through the public API.
+
+#[cfg(test)]
+mod calls;

@@ -1,0 +1,4 @@
+//! Validation in a gateway, through the public API.
+
+#[cfg(test)]
+mod calls;
