@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::LocalProcessConfig;
 use crate::exec::{self, ExecFunction, Place};
-use crate::process::{Hold, Processes, Stop};
+use crate::process::{self, Hold, Processes, Stop};
 
 /// How long a shutdown waits for processes that it has killed.
 const KILL_GRACE: Duration = Duration::from_secs(5);
@@ -108,15 +108,6 @@ impl LocalProcess {
         self.deployed().get(target).filter(|deployed| !deployed.is_removed()).cloned()
     }
 
-    /// Runs what blocks on the file system apart from the runtime's own threads.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-        self.runtime.spawn_blocking(work).await.map_err(|error| {
-            Error::new(ErrorKind::Internal, "the driver's runtime has stopped")
-                .with_delivery(Delivery::NotSent)
-                .with_source(error)
-        })
-    }
-
     /// What a process of a new call holds; an error where there is to be no new call.
     fn admit(&self) -> Result<Hold> {
         // The token comes first: a shutdown that this does not see yet then waits for it.
@@ -168,7 +159,7 @@ impl FaasDriver for LocalProcess {
 
     async fn check(&self, _cx: &CallContext, spec: &FunctionSpec) -> Result<Vec<Violation>> {
         let (config, spec) = (Arc::clone(&self.config), spec.clone());
-        self.blocking(move || exec::check(&config, &spec)).await
+        process::blocking(&self.runtime, move || exec::check(&config, &spec)).await
     }
 
     fn reference(&self, gateway: &GatewayId, function: FunctionId, generation: Generation) -> DriverRef {
@@ -183,7 +174,8 @@ impl FaasDriver for LocalProcess {
             return Ok(DeploymentStatus::ready());
         }
         let (config, revision) = (Arc::clone(&self.config), Arc::clone(&request.revision));
-        let exec = self.blocking(move || ExecFunction::new(&config, revision)).await?.map_err(|violations| {
+        let resolving = process::blocking(&self.runtime, move || ExecFunction::new(&config, revision));
+        let exec = resolving.await?.map_err(|violations| {
             Error::new(ErrorKind::Misconfigured, "the function can't run on this machine").with_violations(violations)
         })?;
         let deployed = Deployed {

@@ -47,7 +47,7 @@ const LOG_READ: usize = 4 * 1024;
 #[derive(Debug)]
 pub(crate) struct ExecFunction {
     revision: Arc<Revision>,
-    program: Program,
+    program: Arc<Program>,
     content_type: HeaderValue,
 }
 
@@ -55,11 +55,11 @@ impl ExecFunction {
     /// Checks everything about a specification and finds its program. Blocks on the file system.
     pub(crate) fn new(config: &LocalProcessConfig, revision: Arc<Revision>) -> Result<Self, Vec<Violation>> {
         let (program, content_type) = resolve(config, &revision.spec)?;
-        Ok(Self { revision, program, content_type })
+        Ok(Self { revision, program: Arc::new(program), content_type })
     }
 
     fn command(&self, cx: &CallContext, request: &DriverRequest) -> Result<Command> {
-        let Program { path, args, working_dir } = &self.program;
+        let Program { path, args, working_dir } = &*self.program;
         let mut command = Command::new(path);
         command.args(args).env_clear();
         if let Some(folder) = working_dir {
@@ -230,8 +230,11 @@ pub(crate) async fn invoke(
 
     let mut bytes = body.as_bytes().cloned().unwrap_or_default();
     let input = Input::new(&mut bytes, body.is_stream())?;
-    let started = process::start(command, input, processes, runtime, hold);
-    let Started { process, stdin, stdout, stderr } = started.map_err(|error| function.program.explain(error))?;
+    let (program, processes, owner) = (Arc::clone(&function.program), Arc::clone(processes), runtime.clone());
+    let starting = process::blocking(runtime, move || {
+        process::start(command, input, &processes, &owner, hold).map_err(|error| program.explain(error))
+    });
+    let Started { process, stdin, stdout, stderr } = starting.await??;
     let payload = stdin.map(|stdin| (stdin, if body.is_stream() { body } else { Body::from(bytes) }));
 
     let output = Output::new(stdout, Arc::clone(process.group()), max_response_bytes);

@@ -18,6 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::task::AbortOnDropHandle;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error;
@@ -61,6 +62,18 @@ pub(crate) struct Started {
     pub(crate) stderr: pipe::Receiver,
 }
 
+/// Runs work that blocks apart from the runtime's own threads. Dropping the future drops work that has not begun, and
+/// the result of work that has.
+pub(crate) async fn blocking<T: Send + 'static>(
+    runtime: &Handle,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    AbortOnDropHandle::new(runtime.spawn_blocking(work)).await.map_err(|error| {
+        let delivery = if error.is_cancelled() { Delivery::NotSent } else { Delivery::Unknown };
+        Error::new(ErrorKind::Internal, "the driver's runtime has stopped").with_delivery(delivery).with_source(error)
+    })
+}
+
 /// What goes into a process.
 #[derive(Debug)]
 pub(crate) struct Input {
@@ -94,7 +107,8 @@ impl Input {
 /// Starts a process that leads a new group, and enters it in `processes`. Its pipes belong to `runtime`.
 ///
 /// `std` starts it by `posix_spawn`, which does not copy the host's page tables, as long as the program is an absolute
-/// path and the command has no `pre_exec`, user or group. The calling thread waits until the program is loaded.
+/// path and the command has no `pre_exec`, user or group. Still the calling thread waits until the program is loaded,
+/// from a slow disk perhaps, so it must not be one of the runtime's own.
 pub(crate) fn start(
     mut command: Command,
     input: Input,
