@@ -108,12 +108,15 @@ impl LocalProcess {
         self.deployed().get(target).filter(|deployed| !deployed.is_removed()).cloned()
     }
 
-    /// What a process of a new call holds; an error where there is to be no new call.
-    fn admit(&self) -> Result<Hold> {
-        // The token comes first: a shutdown that this does not see yet then waits for it.
-        let tracked = self.running.token();
+    /// What the process of a new call holds; an error where there is to be no new call.
+    fn admit(&self, deployed: &Deployed) -> Result<Hold> {
+        // The tokens come first: a shutdown or a removal that is not seen yet then waits for them.
+        let tracked = [self.running.token(), deployed.processes.announce()];
         if self.running.is_closed() {
             return Err(shutting_down());
+        }
+        if deployed.is_removed() {
+            return Err(not_deployed());
         }
         let permit = match &self.permits {
             None => None,
@@ -124,8 +127,12 @@ impl LocalProcess {
                     .with_context("max_processes", limit.to_string())
             })?),
         };
-        Ok(Hold { _tracked: tracked, _permit: permit })
+        Ok(Hold { _permit: permit, _tracked: tracked })
     }
+}
+
+fn not_deployed() -> Error {
+    Error::new(ErrorKind::NotDeployed, "the function is not deployed in this process")
 }
 
 fn shutting_down() -> Error {
@@ -183,7 +190,7 @@ impl FaasDriver for LocalProcess {
             function: request.revision.function,
             generation: request.revision.generation,
             exec,
-            processes: Arc::default(),
+            processes: Arc::new(Processes::new(self.runtime.clone())),
         };
         let mut all = self.deployed();
         // Another call may have been faster, and an earlier deployment may still be on its way out.
@@ -199,11 +206,8 @@ impl FaasDriver for LocalProcess {
 
     async fn remove(&self, _cx: &CallContext, target: &DriverRef) -> Result<()> {
         let Some(deployed) = self.deployed().get(target).cloned() else { return Ok(()) };
-        for group in deployed.processes.stop(Stop::Removed) {
-            group.ended().await.map_err(|error| {
-                Error::new(ErrorKind::Engine, "a process of the function may still run").with_source(error)
-            })?;
-        }
+        deployed.processes.stop(Stop::Removed);
+        deployed.processes.all_ended().await;
         let mut all = self.deployed();
         if all.get(target).is_some_and(|current| Arc::ptr_eq(current, &deployed)) {
             all.remove(target);
@@ -232,10 +236,8 @@ impl FaasDriver for LocalProcess {
     }
 
     async fn invoke(&self, cx: &CallContext, target: &DriverRef, request: DriverRequest) -> Result<InvokeResponse> {
-        let deployed = self
-            .find(target)
-            .ok_or_else(|| Error::new(ErrorKind::NotDeployed, "the function is not deployed in this process"))?;
-        let hold = self.admit()?;
+        let deployed = self.find(target).ok_or_else(not_deployed)?;
+        let hold = self.admit(&deployed)?;
         let place = Place { processes: &deployed.processes, runtime: &self.runtime, tasks: &self.running, hold };
         exec::invoke(&deployed.exec, place, cx, request).await
     }
@@ -247,10 +249,7 @@ impl FaasDriver for LocalProcess {
         }
         let all: Vec<_> = self.deployed().values().cloned().collect();
         for deployed in all {
-            for group in deployed.processes.stop(Stop::ShutDown) {
-                // Also where a call's future is kept and no longer polled.
-                drop(self.runtime.spawn(async move { group.ended().await }));
-            }
+            deployed.processes.stop(Stop::ShutDown);
         }
         tokio::time::timeout(KILL_GRACE, self.running.wait()).await.map_err(|_| {
             let message = "processes that were killed have not ended";

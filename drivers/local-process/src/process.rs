@@ -18,8 +18,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::task::AbortOnDropHandle;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::error;
 
@@ -45,11 +45,13 @@ impl Stop {
     }
 }
 
-/// What a process holds until it is reaped.
+/// What a process holds from before its start until it is reaped.
 #[derive(Debug)]
 pub(crate) struct Hold {
-    pub(crate) _tracked: TaskTrackerToken,
+    /// Given back first, so that who has waited for the end finds the place free.
     pub(crate) _permit: Option<OwnedSemaphorePermit>,
+    /// Of the driver and of the deployment.
+    pub(crate) _tracked: [TaskTrackerToken; 2],
 }
 
 /// A process that was started, with its ends of the three pipes.
@@ -195,11 +197,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.group.kill() {
-            let group = Arc::clone(&self.group);
-            // Where the runtime is gone the task is dropped, and with it the group, which then waits by itself.
-            drop(self.runtime.spawn(async move { group.ended().await }));
-        }
+        Group::end(&self.group, &self.runtime);
     }
 }
 
@@ -239,11 +237,19 @@ impl Group {
         alive
     }
 
-    /// Kills the group for a reason, which the call then answers with.
-    fn stop(&self, reason: Stop) {
-        // The first reason stands.
-        let _ = self.stop.set(reason);
-        self.kill();
+    /// Kills the group, and leaves it to `runtime` to reap, since its call may never be polled again.
+    fn end(this: &Arc<Self>, runtime: &Handle) {
+        if this.kill() {
+            let group = Arc::clone(this);
+            // Where the runtime is gone the task is dropped, and with it the group, which then waits by itself.
+            drop(runtime.spawn(async move { group.ended().await }));
+        }
+    }
+
+    /// Ends the group for a reason, which its call then answers with. The first reason stands.
+    fn stop(this: &Arc<Self>, reason: Stop, runtime: &Handle) {
+        this.stop.get_or_init(|| reason);
+        Self::end(this, runtime);
     }
 
     /// Why the driver ended it by itself, if it did.
@@ -319,8 +325,13 @@ fn log_failure(leader: Pid, killed: Result<(), Errno>) {
 }
 
 /// The processes of one deployment, so that all can be ended.
-#[derive(Debug, Default)]
-pub(crate) struct Processes(Mutex<Table>);
+#[derive(Debug)]
+pub(crate) struct Processes {
+    runtime: Handle,
+    table: Mutex<Table>,
+    /// From before the start of each process until it is reaped.
+    running: TaskTracker,
+}
 
 #[derive(Debug, Default)]
 struct Table {
@@ -330,8 +341,19 @@ struct Table {
 }
 
 impl Processes {
+    pub(crate) fn new(runtime: Handle) -> Self {
+        let running = TaskTracker::new();
+        running.close();
+        Self { runtime, table: Mutex::default(), running }
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Announces a process that is about to be started: who waits for the end waits for it too.
+    pub(crate) fn announce(&self) -> TaskTrackerToken {
+        self.running.token()
     }
 
     /// Enters a process. One that comes after the stop is ended at once.
@@ -344,7 +366,7 @@ impl Processes {
         let stopped = table.stopped;
         drop(table);
         if let Some(reason) = stopped {
-            group.stop(reason);
+            Group::stop(&group, reason, &self.runtime);
         }
         group
     }
@@ -353,20 +375,24 @@ impl Processes {
         self.table().groups.remove(&id);
     }
 
-    /// Why no further process is admitted, if so.
+    /// Why no further process is to run, if so.
     pub(crate) fn stopped(&self) -> Option<Stop> {
         self.table().stopped
     }
 
-    /// Kills every process, and each that is still to come. Gives those that are still to be reaped.
-    pub(crate) fn stop(&self, reason: Stop) -> Vec<Arc<Group>> {
+    /// Kills every process, and each that was announced before.
+    pub(crate) fn stop(&self, reason: Stop) {
         let mut table = self.table();
         table.stopped.get_or_insert(reason);
         let groups: Vec<_> = table.groups.values().filter_map(Weak::upgrade).collect();
         drop(table);
-        for group in &groups {
-            group.stop(reason);
+        for group in groups {
+            Group::stop(&group, reason, &self.runtime);
         }
-        groups
+    }
+
+    /// Waits until no process runs, nor is about to. Cancel-safe.
+    pub(crate) async fn all_ended(&self) {
+        self.running.wait().await;
     }
 }

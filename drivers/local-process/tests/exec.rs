@@ -117,16 +117,15 @@ mod result {
 
     #[tokio::test]
     async fn a_function_that_closes_its_output_is_waited_for() {
+        let mut fifo = Fifo::new();
+        let script = sh("exec >&- 2>&-; echo closed > \"$FIFO\"; cat > /dev/null; exit 4");
+        let function = Deployed::new(script.with_env("FIFO", fifo.path().to_str().unwrap())).await;
         let (sender, body) = channel();
-        let function = Deployed::new(sh("exec >&- 2>&-; cat; exit 4")).await;
         let call = function.call_in_background(body);
-        // Taken only once the first chunk was, so after the process was started.
-        sender.send(Ok(Bytes::from_static(b"1"))).await.unwrap();
-        sender.send(Ok(Bytes::from_static(b"2"))).await.unwrap();
+        assert_eq!(fifo.line().await, "closed");
+        sender.send(Ok(Bytes::from_static(b"still read"))).await.unwrap();
         drop(sender);
-        assert!(!call.await.unwrap().unwrap().outcome.is_success());
-        let function = Deployed::new(sh("exec >&-; cat >/dev/null; exit 4")).await;
-        assert_eq!(failure(&function.call("x").await.unwrap().outcome).1, Some(4));
+        assert_eq!(failure(&call.await.unwrap().unwrap().outcome).1, Some(4));
     }
 
     #[tokio::test]
