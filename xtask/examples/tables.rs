@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 
 use function_gateway_core::{DriverCapabilities, ErrorKind, FaasDriver, Protocol, Result, Scope};
+use function_gateway_local_process::{LocalProcess, LocalProcessConfig};
 
 /// Every driver of the workspace. A new one is one line.
 fn drivers() -> Result<Vec<Box<dyn FaasDriver>>> {
-    Ok(vec![])
+    Ok(vec![Box::new(LocalProcess::new(LocalProcessConfig::new())?)])
 }
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    // A driver may ask for a runtime when it is made.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _entered = runtime.enter();
     let columns: Vec<_> = drivers()?.iter().flat_map(|driver| columns_of(driver.as_ref())).collect();
     let tables = BTreeMap::from([("errors", errors()), ("drivers", capabilities(&columns))]);
     serde_json::to_writer(std::io::stdout(), &tables)?;
