@@ -191,8 +191,8 @@ impl GatewayBuilder {
         self
     }
 
-    /// Adds a provider of secrets, asked after those that were added before. It serves secrets that are handed over at
-    /// deployment; the middleware for secrets of each call takes a [`SecretChain`] of its own.
+    /// Adds a provider of secrets that drivers hand over at deployment, asked after those that were added before. The
+    /// middleware for secrets of each call takes a [`SecretChain`] of its own.
     #[must_use]
     pub fn secrets(mut self, provider: Arc<dyn SecretProvider>) -> Self {
         self.secrets.push(provider);

@@ -15,7 +15,8 @@ use crate::route::Routes;
 use crate::{
     Action, AuditEvent, AuditLog, Authorizer, CallContext, Clock, Decision, DriverRegistry, Error, ErrorKind,
     FunctionName, FunctionSpec, FunctionStore, GatewayConfig, GatewayId, Generation, InvocationStore, Middleware,
-    MiddlewareFactory, PrincipalId, Resource, Result, Revision, SecretChain, Settings, SpecField, Violation,
+    MiddlewareFactory, PrincipalId, Resource, Result, Revision, SecretBinding, SecretChain, SecretDelivery, Settings,
+    SpecField, Violation,
 };
 
 pub(crate) struct Host {
@@ -137,6 +138,11 @@ impl Host {
         let (info, capabilities) = (driver.info(), driver.capabilities(&spec.protocol));
         let mut found = check_spec(spec, info, &capabilities, &self.middleware.claims(spec));
         self.check_limits(spec, &mut found);
+        let at_deploy = |binding: &SecretBinding| matches!(binding.deliver, SecretDelivery::Env(_));
+        if capabilities.secrets_at_deploy && self.secrets.is_empty() && spec.secrets.iter().any(at_deploy) {
+            let reason = "the driver hands secrets over at deployment, and this gateway has no provider for that";
+            found.push(Violation::new("/secrets", reason));
+        }
         self.middleware.admit(spec, &mut found);
         if spec.streaming && found.is_empty() {
             self.check_streaming(spec, &mut found)?;
@@ -157,9 +163,6 @@ impl Host {
             if !spec.streaming && wanted.is_some_and(|wanted| wanted > allowed) {
                 found.push(Violation::new(pointer, format!("is more than this gateway allows: {allowed}")));
             }
-        }
-        if !spec.secrets.is_empty() && self.secrets.is_empty() {
-            found.push(Violation::new("/secrets", "this gateway has no secret provider"));
         }
     }
 

@@ -314,6 +314,12 @@ impl Host {
             for binding in &revision.spec.secrets {
                 let SecretDelivery::Env(variable) = &binding.deliver else { continue };
                 let provided = self.secrets.require(cx, &binding.secret).await?;
+                if provided.secret.expose().contains(&0) {
+                    let message = "a secret for the environment contains a NUL byte, which no environment can hold";
+                    return Err(
+                        Error::new(ErrorKind::Misconfigured, message).with_context("secret", binding.secret.as_str())
+                    );
+                }
                 request = request.with_secret(SecretVariable::new(variable, provided.secret));
             }
         }
