@@ -1,5 +1,38 @@
-//! Function Gateway: own the API of your functions.
-#![cfg_attr(docsrs, feature(doc_cfg))]
+//! Types, traits, pipeline, manager, executor and in-memory stores of Function Gateway.
+//!
+//! A host depends on the crate `function-gateway`, which re-exports this one and brings drivers and middleware by
+//! feature. Authors of drivers ([`FaasDriver`]), middleware ([`Middleware`]) and stores ([`FunctionStore`],
+//! [`InvocationStore`]) depend on this one.
+//!
+//! A [`Gateway`] is put together from a store, drivers and middleware, and implements [`FunctionManager`] and
+//! [`FunctionExecutor`]:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use function_gateway_core::store::memory::MemoryStore;
+//! use function_gateway_core::{
+//!     CallContext, CustomWorkload, FunctionExecutor as _, FunctionManager as _, FunctionSpec, Gateway, GatewayId,
+//!     InvokeRequest, Principal,
+//! };
+//! # use function_gateway_testkit::ScriptedDriver as MyDriver;
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+//! let gateway = Gateway::builder()
+//!     .store(Arc::new(MemoryStore::new(GatewayId::generate())))
+//!     .driver("mine".parse()?, Arc::new(MyDriver::new()))
+//!     .build()
+//!     .await?;
+//! let cx = CallContext::new(Principal::new("acme".parse()?, "ada".parse()?));
+//! let spec = FunctionSpec::new("mine".parse()?, CustomWorkload::new("echo", serde_json::json!({})));
+//! gateway.create(&cx, &"echo".parse()?, spec).await?;
+//! let answer = gateway.invoke(&cx, &"echo".parse()?, InvokeRequest::new("hello")).await?;
+//! assert_eq!(answer.body.collect(1024).await?, "hello");
+//! # Ok::<_, function_gateway_core::Error>(()) }).unwrap();
+//! ```
+//!
+//! Nothing here starts a runtime, reads the environment, sets up logging or keeps a global: the host passes
+//! configuration in as values.
 
 mod authorize;
 mod body;
