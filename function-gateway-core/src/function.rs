@@ -391,7 +391,8 @@ pub struct Limits {
     /// Calls at a time, in each process of the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_in_flight: Option<u32>,
-    /// Calls that wait for their turn once `max_in_flight` is reached; further ones are refused at once.
+    /// Calls that wait for their turn once `max_in_flight` is reached; further ones are refused at once. As many as
+    /// `max_in_flight` where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_queued: Option<u32>,
     /// Calls over time, in each process of the gateway.

@@ -63,8 +63,8 @@ impl Gateway {
         self.host.reconcile_one(key).await
     }
 
-    /// Does what is due for the functions that have waited longest. Says how many were due. The reconciler's task does
-    /// it by itself.
+    /// Does what is due for the functions that have waited longest. Says for how many something was done. The
+    /// reconciler's task does it by itself.
     ///
     /// # Errors
     /// Where the store fails.
@@ -309,8 +309,8 @@ impl Host {
     fn start_tasks(self: &Arc<Self>) {
         let config = &self.config;
         self.every(config.reconcile_interval, "reconcile", |host| async move {
-            // A full batch means that more is due.
-            while host.reconcile_due().await? > 0 && !host.lifetime.closing.is_cancelled() {}
+            // Where something was done, more may be due.
+            while !host.lifetime.closing.is_cancelled() && host.reconcile_due().await? > 0 {}
             Ok(())
         });
         self.every(config.sweep_interval, "sweep", |host| async move { host.sweep().await.map(drop) });
@@ -331,10 +331,11 @@ impl Host {
     {
         let host = Arc::clone(self);
         self.lifetime.spawn(async move {
-            let closing = host.lifetime.closing.clone();
-            loop {
+            let Lifetime { closing, killed, .. } = host.lifetime.clone();
+            while !closing.is_cancelled() {
+                // Work that is under way is let come to its end, so that no lease is left behind.
                 tokio::select! {
-                    () = closing.cancelled() => return,
+                    () = killed.cancelled() => return,
                     result = work(Arc::clone(&host)) => {
                         if let Err(error) = result {
                             tracing::warn!(task = name, ?error, "a task of the gateway failed and is run again");

@@ -326,20 +326,27 @@ impl Host {
         Ok(request)
     }
 
-    /// Reconciles every function that is due, a few at a time. Says how many there were.
+    /// Reconciles functions that are due, a few at a time. Says for how many something was done: neither for those that
+    /// another process is at, nor for those whose step failed in the store.
     pub(crate) async fn reconcile_due(&self) -> Result<usize> {
         const BATCH: usize = 256;
         const AT_A_TIME: usize = 8;
         let due = self.functions.scan_due(self.clock.now(), BATCH).await?;
-        let count = due.len();
-        futures_util::stream::iter(due)
-            .for_each_concurrent(AT_A_TIME, |key| async move {
-                if let Err(error) = self.reconcile_one(&key).await {
-                    tracing::warn!(function = %key, ?error, "a function could not be reconciled");
+        let done = futures_util::stream::iter(due)
+            .map(|key| async move {
+                match self.reconcile_one(&key).await {
+                    Ok(reconciled) => reconciled != Reconciled::Busy,
+                    Err(error) => {
+                        tracing::warn!(function = %key, ?error, "a function could not be reconciled");
+                        false
+                    }
                 }
             })
+            .buffer_unordered(AT_A_TIME)
+            .filter(|done| std::future::ready(*done))
+            .count()
             .await;
-        Ok(count)
+        Ok(done)
     }
 
     /// Compares what the engines hold with what is stored: removes what nobody wants, and has deployed again what is
