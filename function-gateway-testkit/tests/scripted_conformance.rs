@@ -145,6 +145,13 @@ impl DriverHarness for Harness {
         })
     }
 
+    fn expected_skips(&self) -> &'static [&'static str] {
+        match self.scope {
+            Scope::PerProcess => &["secrets_at_each_call_reach_the_function", "shutdown_keeps_what_others_share"],
+            _ => &["secrets_at_deployment_reach_the_function"],
+        }
+    }
+
     async fn running(&self, target: &DriverRef) -> Option<usize> {
         Some(self.engine.in_flight_of(target))
     }
