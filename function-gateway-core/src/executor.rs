@@ -10,14 +10,15 @@ use serde::de::DeserializeOwned;
 
 use crate::body::{Reclaim, timeout};
 use crate::host::Host;
+use crate::invocation::unlisted_secret;
 use crate::middleware::Endpoint;
 use crate::route::Serving;
 use crate::time::monotonic_now;
 use crate::{
     Action, Body, CallContext, CallState, Delivery, DeploymentState, DriverRequest, Error, ErrorKind, FunctionKey,
     FunctionRef, Gateway, Invocation, InvocationId, InvocationRecord, InvokeRequest, InvokeResponse, LogSink, Next,
-    Page, PageRequest, PayloadFormat, Qualifier, RecordFilter, Result, Retry, Scope, SecretDelivery, SecretVariable,
-    Stage, Statistics, StatisticsQuery, TimedPhase, TraceParent, envelope,
+    Page, PageRequest, PayloadFormat, Qualifier, RecordFilter, Result, Retry, Scope, SecretBinding, SecretDelivery,
+    SecretVariable, Stage, Statistics, StatisticsQuery, TimedPhase, TraceParent, envelope,
 };
 
 /// Executes functions, and reads what is kept of executions.
@@ -155,7 +156,10 @@ impl Host {
         let key = FunctionKey::new(cx.tenant().clone(), function.name().clone());
         let route = self.routes.find(&self.functions, &key).await?;
         match self.serving_on(&route, function.qualifier()).await {
-            Ok(serving) => Ok((key, serving)),
+            Ok(serving) => {
+                check_narrowing(&serving, request)?;
+                Ok((key, serving))
+            }
             Err(error) => {
                 // Whoever may not call does not learn how the function is.
                 self.authorize(cx, Action::Invoke, Some((&key.name, Some(&route.function.owner)))).await?;
@@ -252,6 +256,23 @@ impl Host {
             }
         }
     }
+}
+
+/// A call may narrow the secrets that the function lists, where it gets them with the call.
+fn check_narrowing(serving: &Serving, request: &InvokeRequest) -> Result<()> {
+    let Some(wanted) = &request.secrets else { return Ok(()) };
+    let listed = &serving.revision.spec.secrets;
+    if let Some(unlisted) = wanted.iter().find(|name| !listed.iter().any(|binding| binding.secret == **name)) {
+        return Err(unlisted_secret(unlisted));
+    }
+    let fixed = |binding: &SecretBinding| matches!(binding.deliver, SecretDelivery::Env(_));
+    if serving.capabilities.secrets_at_deploy && listed.iter().any(fixed) {
+        let message = "the driver hands secrets over at deployment, so a call can't narrow them";
+        return Err(
+            Error::new(ErrorKind::Unsupported, message).with_context("driver", serving.revision.spec.driver.as_str())
+        );
+    }
+    Ok(())
 }
 
 /// How often a deployment is asked about whose driver does not say.

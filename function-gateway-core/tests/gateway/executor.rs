@@ -136,6 +136,9 @@ async fn bad_calls_are_refused_before_anything_is_sent() {
     assert_eq!(kind(gateway.invoke(&cx(), &function("f@9"), InvokeRequest::new("")).await), ErrorKind::NotFound);
     let bad_path = InvokeRequest::new("").with_path("a");
     assert_eq!(kind(gateway.invoke(&cx(), &function("f"), bad_path).await), ErrorKind::InvalidArgument);
+    let unlisted = InvokeRequest::new("").with_secrets(["other".parse().unwrap()]);
+    let error = gateway.invoke(&cx(), &function("f"), unlisted).await.unwrap_err();
+    assert_eq!((error.kind(), error.context_value("secret")), (ErrorKind::InvalidArgument, Some("other")));
     assert_eq!(setup.engine.count(Op::Invoke), 0);
 }
 
