@@ -1,5 +1,7 @@
 //! Holds the driver to the promises of a driver, with real processes.
 
+#![expect(clippy::expect_used, reason = "test code fails by panicking")]
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
