@@ -406,14 +406,16 @@ impl Endpoint for DriverCall<'_> {
         let sent = monotonic_now();
         state.count_attempt(sent);
         let timed = TimedDriver { state: Arc::clone(&state), sent };
-        let answer = async {
-            let invoke = driver.invoke(&call.cx, target, request);
-            let mut response = match spec.timeouts.first_byte {
-                Some(limit) => tokio::time::timeout(limit, invoke)
-                    .await
-                    .unwrap_or_else(|_| Err(timeout("first_byte", Delivery::Unknown)))?,
-                None => invoke.await?,
-            };
+        let invoke = driver.invoke(&call.cx, target, request);
+        let answer = match spec.timeouts.first_byte {
+            Some(limit) => tokio::time::timeout(limit, invoke)
+                .await
+                .unwrap_or_else(|_| Err(timeout("first_byte", Delivery::Unknown))),
+            None => invoke.await,
+        };
+        let answered = async {
+            // Boxed at once: an answer is large, and is handed on several times.
+            let mut response = Box::new(answer?);
             let body = std::mem::take(&mut response.body);
             if spec.streaming {
                 response.body = body
@@ -426,18 +428,12 @@ impl Endpoint for DriverCall<'_> {
                 body.bounded(None, Some(idle)).collect(max_response_bytes).await.map_err(output_error)?.into();
             drop(timed);
             if spec.format == PayloadFormat::Envelope {
-                response = envelope::unwrap(response, &logs)?;
+                *response = envelope::unwrap(*response, &logs)?;
             }
             state.add_response_bytes(response.body.as_bytes().map_or(0, Bytes::len));
             Ok(response)
         };
-        match answer.await {
-            Ok(response) => Ok(Box::new(response)),
-            Err(error) => {
-                let error: Error = error;
-                Err(error.with_context("driver", spec.driver.as_str()))
-            }
-        }
+        answered.await.map_err(|error: Error| error.with_context("driver", spec.driver.as_str()))
     }
 }
 
