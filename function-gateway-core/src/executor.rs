@@ -100,13 +100,16 @@ impl FunctionExecutor for Gateway {
         let host = &*self.host;
         let id = cx.invocation_id().unwrap_or_else(InvocationId::generate);
         let result = match host.admit(cx, function, &request).await {
-            Ok((key, serving)) => host.run(cx, id, (key, function.qualifier()), serving, request).await,
+            Ok((key, serving)) => {
+                let call = host.call(cx, id, &serving, request);
+                host.run(call, (key, function.qualifier()), &serving).await
+            }
             Err(error) => {
                 metrics::counter!("function_gateway.refusals", "code" => error.kind().code()).increment(1);
                 Err(error)
             }
         };
-        result.map_err(|error| {
+        result.map(|response| *response).map_err(|error| {
             error
                 .with_operation("invoke")
                 .with_context("function", function.name().as_str())
@@ -168,15 +171,14 @@ impl Host {
         }
     }
 
-    async fn run(
+    /// A call as it enters the chain. Boxed before anything waits, so that no future holds the request itself.
+    fn call(
         &self,
         cx: &CallContext,
         id: InvocationId,
-        wanted: (FunctionKey, &Qualifier),
-        serving: Arc<Serving>,
+        serving: &Serving,
         request: InvokeRequest,
-    ) -> Result<InvokeResponse> {
-        let in_flight = self.lifetime.tasks.token();
+    ) -> Box<Invocation> {
         let policy = self.config.record.for_spec(&serving.revision.spec);
         let max_log = usize::try_from(policy.max_log_bytes).unwrap_or(usize::MAX);
         let state = Arc::new(CallState::new(id, self.clock.now(), max_log));
@@ -185,11 +187,21 @@ impl Host {
         }
         let trace = cx.trace().or_else(|| trace_of(&request)).map_or_else(TraceParent::root, TraceParent::child);
         let cx = cx.clone().for_invocation(id, trace);
-        let cancelled = cx.cancellation().cloned();
-        let call = Box::new(Invocation::new(cx, request, Arc::clone(&serving.revision), Arc::clone(&state)));
+        Box::new(Invocation::new(cx, request, Arc::clone(&serving.revision), state))
+    }
+
+    async fn run(
+        &self,
+        call: Box<Invocation>,
+        wanted: (FunctionKey, &Qualifier),
+        serving: &Arc<Serving>,
+    ) -> Result<Box<InvokeResponse>> {
+        let in_flight = self.lifetime.tasks.token();
+        let state = Arc::clone(call.state());
+        let cancelled = call.cx.cancellation().cloned();
 
         let (outer, _) = serving.pipeline.split_after(Stage::Limit);
-        let dispatch = Dispatch { host: self, wanted, serving: &serving };
+        let dispatch = Dispatch { host: self, wanted, serving };
         let answer = Next::new(outer, &dispatch).run(call);
         let given_up = async {
             match cancelled {
@@ -210,7 +222,7 @@ impl Host {
                 if response.body.is_stream() {
                     response.body = std::mem::take(&mut response.body).with_guard(in_flight);
                 }
-                Ok(*response)
+                Ok(response)
             }
             Err(error) => Err(state.redactor().error(error)),
         }
