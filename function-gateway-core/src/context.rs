@@ -104,7 +104,8 @@ impl CallContext {
         self
     }
 
-    /// Continues a trace. Without, the request's `traceparent` header is used, or a new trace is started.
+    /// Continues a trace. Without, the request's `traceparent` and `tracestate` headers are used, or a new trace is
+    /// started.
     #[must_use]
     pub fn with_trace(mut self, trace: TraceParent) -> Self {
         self.trace = Some(trace);
@@ -139,10 +140,9 @@ impl CallContext {
         self
     }
 
-    /// The context of one invocation: with an id and the trace of its own hop.
-    pub(crate) fn for_invocation(mut self, id: InvocationId, trace: TraceParent) -> Self {
+    /// The context of one invocation.
+    pub(crate) fn for_invocation(mut self, id: InvocationId) -> Self {
         self.invocation = Some(id);
-        self.trace = Some(trace);
         self
     }
 

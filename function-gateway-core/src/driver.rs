@@ -308,7 +308,7 @@ pub fn call_headers(cx: &CallContext) -> Vec<(&'static str, String)> {
         headers.push((TraceParent::HEADER, trace.to_string()));
     }
     if let Some(state) = cx.trace_state() {
-        headers.push(("tracestate", state.to_owned()));
+        headers.push((TraceParent::STATE_HEADER, state.to_owned()));
     }
     if let Some(deadline) = cx.deadline() {
         let at = Timestamp::now().plus(deadline.remaining());
@@ -317,8 +317,19 @@ pub fn call_headers(cx: &CallContext) -> Vec<(&'static str, String)> {
     headers
 }
 
-/// Sets the headers of [`call_headers`], in place of any that the caller sent under the same names.
+/// Sets the headers of [`call_headers`], in place of any that the caller sent under the same names: those that this call
+/// has no value for are taken out, so that no caller speaks in the gateway's name.
 pub fn set_call_headers(cx: &CallContext, headers: &mut HeaderMap) {
+    const OURS: [&str; 5] = [
+        call_header::INVOCATION_ID,
+        call_header::DEADLINE,
+        call_header::ATTEMPT,
+        TraceParent::HEADER,
+        TraceParent::STATE_HEADER,
+    ];
+    for name in OURS {
+        headers.remove(name);
+    }
     for (name, value) in call_headers(cx) {
         // Ids, numbers and a `tracestate` that came as a header are valid values; another one is left out.
         if let Ok(value) = HeaderValue::from_str(&value) {
@@ -473,4 +484,25 @@ pub trait FaasDriver: fmt::Debug + Send + Sync + 'static {
 fn unsupported(info: &DriverInfo, operation: &'static str) -> Error {
     Error::new(ErrorKind::Unsupported, format!("the driver {} does not offer `{operation}`", info.kind))
         .with_operation(operation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Principal;
+
+    #[test]
+    fn a_caller_does_not_speak_in_the_gateways_name() {
+        let cx = CallContext::new(Principal::new("acme".parse().unwrap(), "ada".parse().unwrap()));
+        let mut headers = HeaderMap::new();
+        for name in [call_header::DEADLINE, call_header::ATTEMPT, TraceParent::STATE_HEADER, "x-own"] {
+            headers.insert(name, HeaderValue::from_static("forged"));
+        }
+        set_call_headers(&cx, &mut headers);
+        assert_eq!(headers.len(), 2);
+        assert_eq!(
+            (&headers[call_header::ATTEMPT], &headers["x-own"]),
+            (&"1".parse().unwrap(), &"forged".parse().unwrap())
+        );
+    }
 }

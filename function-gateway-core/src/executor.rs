@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::HeaderMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -172,21 +173,14 @@ impl Host {
     }
 
     /// A call as it enters the chain. Boxed before anything waits, so that no future holds the request itself.
-    fn call(
-        &self,
-        cx: &CallContext,
-        id: InvocationId,
-        serving: &Serving,
-        request: InvokeRequest,
-    ) -> Box<Invocation> {
+    fn call(&self, cx: &CallContext, id: InvocationId, serving: &Serving, request: InvokeRequest) -> Box<Invocation> {
         let policy = self.config.record.for_spec(&serving.revision.spec);
         let max_log = usize::try_from(policy.max_log_bytes).unwrap_or(usize::MAX);
         let state = Arc::new(CallState::new(id, self.clock.now(), max_log));
         if let Some(len) = request.body.len() {
             state.set_request_bytes(len);
         }
-        let trace = cx.trace().or_else(|| trace_of(&request)).map_or_else(TraceParent::root, TraceParent::child);
-        let cx = cx.clone().for_invocation(id, trace);
+        let cx = traced(cx, &request).for_invocation(id);
         Box::new(Invocation::new(cx, request, Arc::clone(&serving.revision), state))
     }
 
@@ -295,8 +289,29 @@ fn given_up_error(message: &'static str, state: &CallState) -> Error {
     Error::new(ErrorKind::Cancelled, message).with_delivery(delivery)
 }
 
-fn trace_of(request: &InvokeRequest) -> Option<TraceParent> {
-    request.headers.get(TraceParent::HEADER)?.to_str().ok()?.parse().ok()
+/// The context with the trace of this hop: the host's own, or else that of the request's headers, or else a new one.
+/// The vendors' data belongs to the trace that it came with.
+fn traced(cx: &CallContext, request: &InvokeRequest) -> CallContext {
+    let cx = cx.clone();
+    if let Some(trace) = cx.trace() {
+        return cx.with_trace(trace.child());
+    }
+    let header = request.headers.get(TraceParent::HEADER).and_then(|value| value.to_str().ok());
+    let Some(trace) = header.and_then(|header| header.parse::<TraceParent>().ok()) else {
+        return cx.with_trace(TraceParent::root());
+    };
+    let cx = cx.with_trace(trace.child());
+    match trace_state_of(&request.headers) {
+        Some(state) => cx.with_trace_state(state),
+        None => cx,
+    }
+}
+
+/// All `tracestate` headers as one, in their order (W3C Trace Context, section 3.3.1).
+fn trace_state_of(headers: &HeaderMap) -> Option<String> {
+    let all: Option<Vec<_>> =
+        headers.get_all(TraceParent::STATE_HEADER).iter().map(|value| value.to_str().ok()).collect();
+    all.map(|all| all.join(",")).filter(|state| !state.is_empty())
 }
 
 /// Where a call leaves the part of the chain that lets it in, and enters the part that executes it.

@@ -218,7 +218,8 @@ impl Host {
     ) -> Result<Option<DeploymentStatus>> {
         let cx = cx
             .clone()
-            .for_invocation(InvocationId::generate(), TraceParent::root())
+            .with_trace(TraceParent::root())
+            .for_invocation(InvocationId::generate())
             .with_deadline(Deadline::after(self.config.driver_timeout));
         let mut request = DriverRequest::new(Arc::clone(revision), "", LogSink::detached(0));
         request.method = Method::GET;

@@ -18,6 +18,8 @@ pub struct TraceParent {
 impl TraceParent {
     /// The header's name.
     pub const HEADER: &'static str = "traceparent";
+    /// The name of the header with the vendors' data of the same trace.
+    pub const STATE_HEADER: &'static str = "tracestate";
     const SAMPLED: u8 = 1;
 
     /// Starts a new trace, not sampled.
