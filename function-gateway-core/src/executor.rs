@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use http::HeaderMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -89,7 +90,12 @@ pub trait FunctionExecutorExt: FunctionExecutor {
             crate::Outcome::Rejected => format!("the function refused the call: {}", response.status),
             crate::Outcome::Failed(failure) => format!("the function failed: {}", failure.message),
         };
-        Err(named(Error::new(ErrorKind::FunctionBroken, message)))
+        let error = named(Error::new(ErrorKind::FunctionBroken, message));
+        // What was an answer is an error from here on, and errors hold no secret.
+        Err(match &response.call {
+            Some(call) => call.redactor().error(error),
+            None => error,
+        })
     }
 }
 
@@ -212,10 +218,11 @@ impl Host {
         };
         match result {
             Ok(mut response) => {
-                response.call = Some(state);
                 if response.body.is_stream() {
-                    response.body = std::mem::take(&mut response.body).with_guard(in_flight);
+                    let body = std::mem::take(&mut response.body).with_guard(in_flight);
+                    response.body = without_secrets(body, Arc::clone(&state));
                 }
+                response.call = Some(state);
                 Ok(response)
             }
             Err(error) => Err(state.redactor().error(error)),
@@ -240,8 +247,13 @@ impl Host {
 
     /// Has a generation deployed in this process and waits until it is ready. One of many callers does it.
     async fn ensure_deployed(&self, cx: &CallContext, serving: &Serving) -> Result<()> {
-        let Serving { driver, target, revision, capabilities, redeploying, .. } = serving;
-        let _one = redeploying.lock().await;
+        let _one = serving.redeploying.lock().await;
+        let result = self.deploy_here(cx, serving).await;
+        self.without_secrets(cx, &serving.revision, &serving.capabilities, result).await
+    }
+
+    async fn deploy_here(&self, cx: &CallContext, serving: &Serving) -> Result<()> {
+        let Serving { driver, target, revision, capabilities, .. } = serving;
         let mut status = self.bounded("status", driver.status(cx, target)).await?;
         if status.state == DeploymentState::Missing {
             let request = self.deploy_request(cx, revision, capabilities).await?;
@@ -279,6 +291,16 @@ fn check_narrowing(serving: &Serving, request: &InvokeRequest) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A streamed answer that, where it breaks off, does so with an error that holds no secret of the call.
+fn without_secrets(body: Body, state: Arc<CallState>) -> Body {
+    let len = body.len();
+    let chunks = body.into_stream().map(move |chunk| chunk.map_err(|error| state.redactor().error(error)));
+    match len {
+        Some(len) => Body::from_stream(chunks).with_declared_len(len),
+        None => Body::from_stream(chunks),
+    }
 }
 
 /// How often a deployment is asked about whose driver does not say.
@@ -424,6 +446,10 @@ impl Endpoint for DriverCall<'_> {
             start.commit().await?;
         }
         let state = Arc::clone(call.state());
+        let deployed_secrets = self.host.deployed_secrets(&call.cx, revision, &self.serving.capabilities).await;
+        if let Some(known) = deployed_secrets.map_err(|error| error.with_delivery(Delivery::NotSent))? {
+            state.redactor().adopt(&known);
+        }
         let max_response_bytes = self.host.config.response_limit(spec);
         let logs = LogSink::new(Arc::clone(&state));
         let request = self.request(&mut call, logs.clone(), max_response_bytes)?;

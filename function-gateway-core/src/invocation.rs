@@ -201,7 +201,9 @@ impl FunctionFailure {
 }
 
 /// What a function answered. That includes its own errors: see [`outcome`](Self::outcome).
-#[derive(Debug)]
+///
+/// It is what the function said, secrets included, and is meant for the caller alone: its `Debug` shows no value of a
+/// header and nothing of the body, and the function's own words only once it is known which secrets they may hold.
 #[non_exhaustive]
 pub struct InvokeResponse {
     /// The function's status; for a protocol without one, 200 for success and 500 for failure.
@@ -251,9 +253,31 @@ impl InvokeResponse {
     pub async fn json<T: DeserializeOwned>(self, limit: u64) -> Result<T> {
         let bytes = self.body.collect(limit).await?;
         serde_json::from_slice(&bytes).map_err(|error| {
-            Error::new(ErrorKind::InvalidOutput, "the function's result is not the JSON that is expected")
-                .with_source(error)
+            let error = Error::new(ErrorKind::InvalidOutput, "the function's result is not the JSON that is expected")
+                .with_source(error);
+            // The parser's error cites the result.
+            match &self.call {
+                Some(call) => call.redactor().error(error),
+                None => error,
+            }
         })
+    }
+}
+
+impl fmt::Debug for InvokeResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outcome: Cow<'_, str> = match (&self.outcome, &self.call) {
+            (Outcome::Failed(_), None) => "Failed".into(),
+            (outcome, None) => format!("{outcome:?}").into(),
+            (outcome, Some(call)) => call.redactor().text(&format!("{outcome:?}")).into_owned().into(),
+        };
+        f.debug_struct("InvokeResponse")
+            .field("status", &self.status)
+            .field("headers", &self.headers.keys().collect::<Vec<_>>())
+            .field("outcome", &format_args!("{outcome}"))
+            .field("body", &self.body)
+            .field("call", &self.call)
+            .finish()
     }
 }
 
@@ -527,6 +551,7 @@ impl LogSink {
         let mut logs = logs.lock().unwrap_or_else(PoisonError::into_inner);
         logs.seen = logs.seen.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         let mut stream = logs.redactor.take().unwrap_or_else(|| redactor.stream());
+        redactor.refresh(&mut stream);
         logs.keep(&stream.push(bytes), *log_limit);
         logs.redactor = Some(stream);
     }

@@ -490,6 +490,7 @@ impl FunctionManager for Gateway {
     ) -> Result<BoxStream<'static, Result<LogLine>>> {
         let function = self.find(cx, name, Action::Read).await?;
         let serving = self.host.serving(&function, &Qualifier::Serving).await?;
+        let secrets = self.host.deployed_secrets(cx, &serving.revision, &serving.capabilities).await?;
         // The driver's stream borrows from the driver, so a task owns both and hands the lines on.
         let (opened, open) = tokio::sync::oneshot::channel();
         let (lines, mut receiver) = tokio::sync::mpsc::channel(64);
@@ -516,7 +517,15 @@ impl FunctionManager for Gateway {
         });
         let ended = |_| Error::new(ErrorKind::ShuttingDown, "the gateway is shutting down");
         open.await.map_err(ended)??;
-        Ok(Box::pin(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx))))
+        let lines = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
+        let Some(secrets) = secrets else { return Ok(Box::pin(lines)) };
+        Ok(Box::pin(lines.map(move |line| match line {
+            Ok(mut line) => {
+                line.text = secrets.bytes(&line.text).into_owned().into();
+                Ok(line)
+            }
+            Err(error) => Err(secrets.error(error)),
+        })))
     }
 
     async fn scale(&self, cx: &CallContext, name: &FunctionName, instances: u32) -> Result<()> {

@@ -16,8 +16,9 @@ use crate::host::Host;
 use crate::{
     CallContext, ConditionKind, Deadline, DeployRequest, DeploymentState, DeploymentStatus, DriverCapabilities,
     DriverName, DriverRef, DriverRequest, Error, ErrorKind, FaasDriver, Function, FunctionKey, FunctionStatus,
-    Generation, InvocationId, Lease, ListScope, LogSink, PageRequest, Phase, Principal, PrincipalId, Result, Revision,
-    RevisionState, RevisionStatus, RouteEntry, SecretDelivery, SecretVariable, TenantId, Timestamp, TraceParent,
+    Generation, InvocationId, Lease, ListScope, LogSink, PageRequest, Phase, Principal, PrincipalId, Redactor, Result,
+    Revision, RevisionState, RevisionStatus, RouteEntry, SecretDelivery, SecretVariable, TenantId, Timestamp,
+    TraceParent,
 };
 
 /// What a step of the reconciler came to.
@@ -121,7 +122,11 @@ impl Host {
 
     async fn remove(&self, cx: &CallContext, lease: &Lease, deployment: &RevisionStatus) -> Result<()> {
         let driver = self.drivers.require(&deployment.driver)?;
-        self.bounded("remove", driver.remove(cx, &deployment.target)).await?;
+        let removed = self.bounded("remove", driver.remove(cx, &deployment.target)).await;
+        if let (Err(error), Some(known)) = (&removed, self.routes.secrets(lease.function, deployment.generation)) {
+            return Err(known.error(error.clone()));
+        }
+        removed?;
         self.routes.forget(lease.function, deployment.generation);
         Ok(())
     }
@@ -164,6 +169,7 @@ impl Host {
                     return Err(Error::new(ErrorKind::Store, message));
                 };
                 let observed = self.observe(cx, deployment, &revision).await;
+                let observed = self.observed_without_secrets(cx, deployment, &revision, observed).await;
                 let ready_by = started.plus(revision.spec.timeouts.ready.unwrap_or(self.config.default_ready_timeout));
                 let idle = self.settle(deployment, observed, ready_by);
                 match idle {
@@ -205,6 +211,25 @@ impl Host {
             return Ok(waiting);
         }
         Ok(observed)
+    }
+
+    /// What an engine says of a function may cite the function, and so a secret that was handed over at deployment.
+    async fn observed_without_secrets(
+        &self,
+        cx: &CallContext,
+        deployment: &RevisionStatus,
+        revision: &Arc<Revision>,
+        observed: Result<DeploymentStatus>,
+    ) -> Result<DeploymentStatus> {
+        let capabilities = self.drivers.require(&deployment.driver)?.capabilities(&revision.spec.protocol);
+        match (observed, self.deployed_secrets(cx, revision, &capabilities).await?) {
+            (Ok(mut status), Some(known)) => {
+                status.message = known.text(&status.message).into_owned();
+                Ok(status)
+            }
+            (Err(error), Some(known)) => Err(known.error(error)),
+            (observed, None) => observed,
+        }
     }
 
     /// Asks the readiness path by the way that a call takes; says what it is waiting for, if it is.
@@ -312,6 +337,7 @@ impl Host {
     ) -> Result<DeployRequest> {
         let mut request = DeployRequest::new(self.gateway_id.clone(), Arc::clone(revision));
         if capabilities.secrets_at_deploy {
+            let known = Redactor::new();
             for binding in &revision.spec.secrets {
                 let SecretDelivery::Env(variable) = &binding.deliver else { continue };
                 let provided = self.secrets.require(cx, &binding.secret).await?;
@@ -321,8 +347,10 @@ impl Host {
                         Error::new(ErrorKind::Misconfigured, message).with_context("secret", binding.secret.as_str())
                     );
                 }
+                known.add(&provided.secret);
                 request = request.with_secret(SecretVariable::new(variable, provided.secret));
             }
+            self.routes.keep_secrets(revision, known);
         }
         Ok(request)
     }

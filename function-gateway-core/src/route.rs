@@ -9,8 +9,9 @@ use crate::host::Host;
 use crate::middleware::Pipeline;
 use crate::time::monotonic_now;
 use crate::{
-    DriverCapabilities, DriverRef, Error, ErrorKind, FaasDriver, Function, FunctionId, FunctionKey, FunctionStore,
-    GatewayConfig, Generation, Phase, Qualifier, Result, Revision, RevisionState,
+    CallContext, DriverCapabilities, DriverRef, Error, ErrorKind, FaasDriver, Function, FunctionId, FunctionKey,
+    FunctionStore, GatewayConfig, Generation, Phase, Qualifier, Redactor, Result, Revision, RevisionState,
+    SecretBinding, SecretDelivery,
 };
 
 /// A revision that can be called: where it is deployed, and the chain that leads there.
@@ -39,12 +40,15 @@ pub(crate) struct Routes {
     ttl: Duration,
     routes: Cache<FunctionKey, Arc<Route>>,
     serving: Cache<(FunctionId, Generation), Arc<Serving>>,
+    /// The secrets that were handed over with a generation at its deployment, which its calls are to be cleaned of.
+    secrets: Cache<(FunctionId, Generation), Arc<Redactor>>,
 }
 
 impl Routes {
     pub(crate) fn new(config: &GatewayConfig) -> Self {
         let capacity = config.max_cached_routes;
-        Self { ttl: config.route_ttl, routes: Cache::new(capacity), serving: Cache::new(capacity) }
+        let (routes, serving, secrets) = (Cache::new(capacity), Cache::new(capacity), Cache::new(capacity));
+        Self { ttl: config.route_ttl, routes, serving, secrets }
     }
 
     /// The route of a key, read at most the time to live ago. Of many callers one reads.
@@ -72,6 +76,24 @@ impl Routes {
     /// Forgets what served a generation that is gone.
     pub(crate) fn forget(&self, function: FunctionId, generation: Generation) {
         self.serving.remove(&(function, generation));
+        self.secrets.remove(&(function, generation));
+    }
+
+    /// The secrets that this process knows to have been handed over with a generation.
+    pub(crate) fn secrets(&self, function: FunctionId, generation: Generation) -> Option<Arc<Redactor>> {
+        self.secrets.get(&(function, generation))
+    }
+
+    /// Keeps what is handed over with a generation now, beside what was handed over before.
+    pub(crate) fn keep_secrets(&self, revision: &Revision, secrets: Redactor) {
+        if secrets.is_empty() {
+            return;
+        }
+        if let Some(known) = self.secrets(revision.function, revision.generation) {
+            known.adopt(&secrets);
+        } else {
+            self.secrets.insert((revision.function, revision.generation), Arc::new(secrets));
+        }
     }
 }
 
@@ -104,6 +126,45 @@ impl Host {
         };
         let load = self.load_serving(function, generation);
         self.routes.serving.get_or_insert_async(&(function.id, generation), load).await
+    }
+
+    /// The values of the secrets that a revision was deployed with; `None` where it was with none. A process that has not
+    /// deployed it asks for them once: it then knows the values of that time, which after a rotation without
+    /// [`rotate_secrets`](crate::FunctionManager::rotate_secrets) are newer ones than the function has.
+    pub(crate) async fn deployed_secrets(
+        &self,
+        cx: &CallContext,
+        revision: &Revision,
+        capabilities: &DriverCapabilities,
+    ) -> Result<Option<Arc<Redactor>>> {
+        let in_env = |binding: &&SecretBinding| matches!(binding.deliver, SecretDelivery::Env(_));
+        let mut deployed = revision.spec.secrets.iter().filter(in_env).peekable();
+        if !capabilities.secrets_at_deploy || deployed.peek().is_none() {
+            return Ok(None);
+        }
+        let ask = async {
+            let known = Redactor::new();
+            for binding in deployed {
+                known.add(&self.secrets.require(cx, &binding.secret).await?.secret);
+            }
+            Ok(Arc::new(known))
+        };
+        self.routes.secrets.get_or_insert_async(&(revision.function, revision.generation), ask).await.map(Some)
+    }
+
+    /// A result whose error holds no secret that the revision was deployed with.
+    pub(crate) async fn without_secrets<T>(
+        &self,
+        cx: &CallContext,
+        revision: &Revision,
+        capabilities: &DriverCapabilities,
+        result: Result<T>,
+    ) -> Result<T> {
+        let Err(error) = result else { return result };
+        match self.deployed_secrets(cx, revision, capabilities).await? {
+            Some(known) => Err(known.error(error)),
+            None => Err(error),
+        }
     }
 
     async fn load_serving(&self, function: &Function, generation: Generation) -> Result<Arc<Serving>> {

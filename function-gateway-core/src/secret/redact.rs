@@ -57,6 +57,19 @@ impl Redactor {
         }
     }
 
+    /// Adds every value that another redactor knows.
+    pub(crate) fn adopt(&self, other: &Self) {
+        let Some(theirs) = other.matcher() else { return };
+        {
+            let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            if known.is_none() {
+                *known = Some(theirs);
+                return;
+            }
+        }
+        theirs.patterns.iter().for_each(|pattern| self.add(pattern));
+    }
+
     /// Whether there is nothing to redact.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -95,6 +108,11 @@ impl Redactor {
     #[must_use]
     pub fn stream(&self) -> StreamRedactor {
         StreamRedactor { matcher: self.matcher(), held: Vec::new() }
+    }
+
+    /// Tells a stream's redactor the values that have become known since it began, as another attempt may bring some.
+    pub(crate) fn refresh(&self, stream: &mut StreamRedactor) {
+        stream.matcher = self.matcher();
     }
 }
 
@@ -197,6 +215,29 @@ mod tests {
         let mut stream = redactor.stream();
         let _ = stream.push(b"can");
         assert!(!format!("{redactor:?} {stream:?} {:?}", Secret::new("canary")).contains("can"));
+    }
+
+    #[test]
+    fn a_redactor_takes_over_what_another_knows() {
+        let (mine, theirs) = (redactor(&["one"]), redactor(&["two"]));
+        mine.adopt(&theirs);
+        let fresh = Redactor::new();
+        fresh.adopt(&mine);
+        assert_eq!(fresh.text("one two"), "[redacted] [redacted]");
+        assert_eq!(theirs.text("one two"), "one [redacted]");
+    }
+
+    #[test]
+    fn a_stream_learns_of_values_that_come_later() {
+        let redactor = redactor(&["one"]);
+        let mut stream = redactor.stream();
+        let mut out = stream.push(b"one ").into_owned();
+        redactor.add(&Secret::new("second"));
+        redactor.refresh(&mut stream);
+        out.extend_from_slice(&stream.push(b"sec"));
+        out.extend_from_slice(&stream.push(b"ond"));
+        out.extend_from_slice(&stream.finish());
+        assert_eq!(out, b"[redacted] [redacted]");
     }
 
     proptest! {
