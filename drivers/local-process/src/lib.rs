@@ -41,3 +41,8 @@ mod program;
 pub use config::LocalProcessConfig;
 #[cfg(target_os = "linux")]
 pub use driver::LocalProcess;
+
+/// The code in the driver's page, compiled.
+#[cfg(all(doctest, target_os = "linux"))]
+#[doc = include_str!("../../../docs/drivers/local-process.md")]
+struct Page;
