@@ -222,13 +222,15 @@ impl Host {
         observed: Result<DeploymentStatus>,
     ) -> Result<DeploymentStatus> {
         let capabilities = self.drivers.require(&deployment.driver)?.capabilities(&revision.spec.protocol);
-        match (observed, self.deployed_secrets(cx, revision, &capabilities).await?) {
-            (Ok(mut status), Some(known)) => {
+        match (observed, self.deployed_secrets(cx, revision, &capabilities).await) {
+            (Ok(mut status), Ok(Some(known))) => {
                 status.message = known.text(&status.message).into_owned();
                 Ok(status)
             }
-            (Err(error), Some(known)) => Err(known.error(error)),
-            (observed, None) => observed,
+            (Err(error), Ok(Some(known))) => Err(known.error(error)),
+            (observed, Ok(None)) => observed,
+            // What can't be cleaned is not told: why it can't be is.
+            (_, Err(unknown)) => Err(unknown),
         }
     }
 
