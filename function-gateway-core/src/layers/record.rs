@@ -13,10 +13,10 @@ use crate::config::RecordDefaults;
 use crate::host::Lifetime;
 use crate::invocation::DurableStart;
 use crate::{
-    BodyEnd, CallContext, CallState, Delivery, Durability, Error, ErrorClass, ErrorKind, Failure, FunctionSpec,
-    Invocation, InvocationRecord, InvocationState, InvocationStore, InvokeResponse, KeepPayloads, KeptBytes,
-    Middleware, MiddlewareFactory, Next, Outcome, RecordMode, Redactor, Result, Revision, Settings, SpecField, Stage,
-    TimedPhase, Violation,
+    BodyEnd, CallState, Delivery, Durability, Error, ErrorClass, ErrorKind, Failure, FunctionSpec, Invocation,
+    InvocationRecord, InvocationState, InvocationStore, InvokeResponse, KeepPayloads, KeptBytes, Middleware,
+    MiddlewareFactory, Next, Origin, Outcome, PrincipalId, RecordMode, Redactor, Result, Revision, Settings, SpecField,
+    Stage, TimedPhase, TraceParent, Violation,
 };
 
 /// Makes the recording for functions whose executions are recorded.
@@ -147,16 +147,23 @@ struct Recording {
 }
 
 struct RecordedCall {
-    cx: CallContext,
+    caller: PrincipalId,
+    origin: Origin,
+    trace: Option<TraceParent>,
     state: Arc<CallState>,
     revision: Arc<Revision>,
 }
 
 impl Recording {
     fn new(keeper: &Arc<Keeper>, call: &Invocation) -> Self {
-        let (state, revision) = (Arc::clone(call.state()), Arc::clone(call.revision()));
-        let call = Some(RecordedCall { cx: call.cx.clone(), state, revision });
-        Self { keeper: Arc::clone(keeper), call, payload: None, result: None, answer: None }
+        let recorded = RecordedCall {
+            caller: call.cx.principal().id.clone(),
+            origin: call.cx.origin(),
+            trace: call.cx.trace(),
+            state: Arc::clone(call.state()),
+            revision: Arc::clone(call.revision()),
+        };
+        Self { keeper: Arc::clone(keeper), call: Some(recorded), payload: None, result: None, answer: None }
     }
 
     fn answered(&mut self, response: &InvokeResponse) {
@@ -250,13 +257,13 @@ impl Drop for Recording {
 
 impl RecordedCall {
     fn record(&self) -> InvocationRecord {
-        let Self { cx, state, revision } = self;
+        let Self { caller, origin, trace, state, revision } = self;
         let served_by = state.served_by();
         let revision = served_by.as_ref().unwrap_or(revision);
-        let mut record = InvocationRecord::new(state.id, revision, cx.principal().id.clone(), state.created_at);
+        let mut record = InvocationRecord::new(state.id, revision, caller.clone(), state.created_at);
         record.attempts = state.attempts();
-        record.origin = cx.origin();
-        record.trace = cx.trace();
+        record.origin = *origin;
+        record.trace = *trace;
         record.started_at = state.started_at();
         record.timings = state.timings();
         record.request_bytes = state.request_bytes();
