@@ -1,9 +1,12 @@
 //! Records of executions, and figures over them.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
+
+// Every call looks four keys up. The hasher is seeded at random, and tells nobody what it makes of a key.
+use foldhash::HashMap;
 
 use super::{MemoryStoreOptions, page};
 use crate::store::page::invalid_cursor;
@@ -113,7 +116,7 @@ impl Records {
         Self {
             max_records: options.max_records,
             max_kept_bytes: options.max_kept_bytes,
-            by_id: HashMap::new(),
+            by_id: HashMap::default(),
             fresh: VecDeque::new(),
             index: Index::default(),
             kept_bytes: 0,
