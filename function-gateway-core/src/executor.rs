@@ -500,12 +500,17 @@ impl DriverCall<'_> {
             body = envelope::wrap(&call.cx, revision, &payload, &call.secrets)?.into();
             call.request.headers.insert(http::header::CONTENT_TYPE, crate::invocation::JSON);
         }
-        let mut request = DriverRequest::new(Arc::clone(revision), body, logs);
-        request.method = std::mem::take(&mut call.request.method);
-        request.path = std::mem::take(&mut call.request.path);
-        request.query = call.request.query.take();
-        request.headers = std::mem::take(&mut call.request.headers);
-        request.max_response_bytes = max_response_bytes;
+        let mut request = DriverRequest {
+            revision: Arc::clone(revision),
+            method: std::mem::take(&mut call.request.method),
+            path: std::mem::take(&mut call.request.path),
+            query: call.request.query.take(),
+            headers: std::mem::take(&mut call.request.headers),
+            body,
+            secrets: Vec::new(),
+            logs,
+            max_response_bytes,
+        };
         if capabilities.secrets_per_call {
             for binding in &spec.secrets {
                 let SecretDelivery::Env(variable) = &binding.deliver else { continue };
