@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use function_gateway_core::store::memory::MemoryStore;
 use function_gateway_core::{
     BoxStream, CallContext, CustomWorkload, DeployRequest, Deployment, DeploymentStatus, DriverCapabilities,
-    DriverInfo, DriverRef, DriverRequest, EngineInfo, FaasDriver, FunctionId, FunctionManager, FunctionName,
-    FunctionRef, FunctionSpec, Gateway, GatewayBuilder, GatewayId, Generation, Invocation, InvokeResponse, ListScope,
-    Middleware, Next, Principal, Protocol, Result, Stage, Violation,
+    DriverInfo, DriverRef, DriverRequest, EngineInfo, FaasDriver, FunctionManager, FunctionName, FunctionRef,
+    FunctionSpec, Gateway, GatewayBuilder, GatewayId, Invocation, InvokeResponse, ListScope, Middleware, Next,
+    Principal, Protocol, Result, Revision, Stage, Violation,
 };
 
 /// Answers every call with its own payload, at once.
@@ -42,8 +42,8 @@ impl FaasDriver for NoopDriver {
         Ok(Vec::new())
     }
 
-    fn reference(&self, gateway: &GatewayId, function: FunctionId, generation: Generation) -> DriverRef {
-        DriverRef::plain(gateway, function, generation)
+    fn reference(&self, gateway: &GatewayId, revision: &Revision) -> DriverRef {
+        DriverRef::plain(gateway, revision)
     }
 
     async fn deploy(&self, _: &CallContext, _: &DriverRef, _: DeployRequest) -> Result<DeploymentStatus> {

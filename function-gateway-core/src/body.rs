@@ -3,7 +3,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -199,7 +199,10 @@ impl Body {
         let stream = stream.into_inner().map(move |chunk| {
             let chunk = chunk?;
             passed = passed.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
-            if passed > limit { Err(Error::too_large(kind, what, limit)) } else { Ok(chunk) }
+            // Part of it has passed already.
+            let too_large =
+                || Error::too_large(kind, what, limit).with_delivery(kind.default_delivery().max(Delivery::Unknown));
+            if passed > limit { Err(too_large()) } else { Ok(chunk) }
         });
         Self::streaming(Box::pin(EndAfterError { stream: Some(Box::pin(stream)) }), len)
     }
@@ -216,6 +219,15 @@ impl Body {
         let total = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.instant().into())));
         let idle = idle.map(|idle| (idle, Box::pin(tokio::time::sleep(idle))));
         Self::streaming(Box::pin(Bounded { stream, total, idle }), len)
+    }
+
+    /// Splits off a handle that can end a stream from outside, whether it is being read or not.
+    pub(crate) fn interruptible(self) -> (Self, Interrupt) {
+        let len = self.len();
+        let shared = Arc::new(Mutex::new(Interruptible::Running { stream: self.into_stream(), reader: None }));
+        let (open, closed) = tokio::sync::oneshot::channel();
+        let reading = Reading { shared: Arc::clone(&shared), open: Some(open) };
+        (Self::streaming(Box::pin(reading), len), Interrupt { shared, closed })
     }
 
     /// Splits off a handle that can take a stream back as long as nobody has polled it.
@@ -417,6 +429,16 @@ pub(crate) fn timeout(which: &'static str, delivery: Delivery) -> Error {
     Error::new(ErrorKind::DeadlineExceeded, message).with_delivery(delivery).with_context("timeout", which)
 }
 
+/// Bounds what happens before a call is sent by the caller's own deadline.
+pub(crate) async fn by_deadline<T>(deadline: Option<Deadline>, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.instant().into(), work)
+            .await
+            .unwrap_or_else(|_| Err(timeout("total", Delivery::NotSent))),
+        None => work.await,
+    }
+}
+
 /// The stream that a call in progress reads, until somebody polls it.
 struct Unpolled {
     slot: Option<Arc<Mutex<Option<ByteStream>>>>,
@@ -433,6 +455,75 @@ impl Stream for Unpolled {
         match &mut self.stream {
             Some(stream) => stream.as_mut().poll_next(cx),
             None => Poll::Ready(None),
+        }
+    }
+}
+
+enum Interruptible {
+    Running { stream: ByteStream, reader: Option<Waker> },
+    Ended(Option<Error>),
+}
+
+/// The reader's side of a stream that can be ended from outside.
+struct Reading {
+    shared: Arc<Mutex<Interruptible>>,
+    open: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+impl Stream for Reading {
+    type Item = Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let item = match &mut *self.shared.lock().unwrap_or_else(PoisonError::into_inner) {
+            Interruptible::Running { stream, reader } => match stream.as_mut().poll_next(cx) {
+                Poll::Ready(item) => item,
+                Poll::Pending => {
+                    *reader = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+            },
+            Interruptible::Ended(error) => error.take().map(Err),
+        };
+        if !matches!(item, Some(Ok(_))) {
+            self.open = None;
+        }
+        Poll::Ready(item)
+    }
+}
+
+impl Drop for Reading {
+    /// Drops the stream at once, and not when the other side notices.
+    fn drop(&mut self) {
+        let running = std::mem::replace(
+            &mut *self.shared.lock().unwrap_or_else(PoisonError::into_inner),
+            Interruptible::Ended(None),
+        );
+        drop(running);
+    }
+}
+
+/// Ends a stream from outside.
+pub(crate) struct Interrupt {
+    shared: Arc<Mutex<Interruptible>>,
+    closed: tokio::sync::oneshot::Receiver<()>,
+}
+
+impl Interrupt {
+    /// Waits until the stream has ended by itself or was dropped. Cancel-safe.
+    pub(crate) async fn not_needed(&mut self) {
+        // Nothing is ever sent: the other side goes away.
+        let _ = (&mut self.closed).await;
+    }
+
+    /// Drops the stream now; its reader gets the error, if it still reads.
+    pub(crate) fn end_with(self, error: Error) {
+        let ended = Interruptible::Ended(Some(error));
+        let running = std::mem::replace(&mut *self.shared.lock().unwrap_or_else(PoisonError::into_inner), ended);
+        if let Interruptible::Running { stream, reader } = running {
+            drop(stream);
+            if let Some(reader) = reader {
+                reader.wake();
+            }
         }
     }
 }
@@ -550,6 +641,22 @@ mod tests {
         let (body, reclaim) = chunks(&["ab"]).reclaimable();
         body.collect(9).await.unwrap();
         assert!(reclaim.take().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_stream_can_be_ended_from_outside_while_nobody_reads_it() {
+        let (guard, dropped) = tokio::sync::oneshot::channel::<()>();
+        let body = Body::from_stream(futures_util::stream::pending()).with_guard(guard);
+        let (body, interrupt) = body.interruptible();
+        interrupt.end_with(timeout("total", Delivery::Executed));
+        dropped.await.unwrap_err();
+        let mut stream = body.into_stream();
+        assert_eq!(stream.next().await.unwrap().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+        assert!(stream.next().await.is_none());
+
+        let (body, mut interrupt) = chunks(&["a"]).interruptible();
+        assert_eq!(body.collect(9).await.unwrap(), "a");
+        interrupt.not_needed().await;
     }
 
     #[tokio::test]

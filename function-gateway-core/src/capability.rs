@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    DriverInfo, FunctionSpec, PayloadFormat, Protocol, Retry, SecretDelivery, UnknownFields, Violation, Workload,
+    DriverInfo, FunctionSpec, PayloadFormat, Protocol, RecordMode, RecordPolicy, Retry, SecretDelivery, UnknownFields,
+    Violation, Workload,
 };
 
 /// Whether the processes of a gateway see the same deployments in the engine.
@@ -154,7 +155,7 @@ impl SpecField {
             (Self::Retry, spec.retry.is_some()),
             (Self::AttemptTimeout, timeouts.attempt.is_some()),
             (Self::TotalTimeout, total),
-            (Self::Record, spec.record != crate::RecordPolicy::default()),
+            (Self::Record, spec.record != RecordPolicy::default()),
         ];
         candidates.into_iter().filter_map(|(field, used)| used.then_some(field)).collect()
     }
@@ -290,6 +291,9 @@ fn check_shape(spec: &FunctionSpec, found: &mut Vec<Violation>) {
             add("/retry/initial_backoff_ms".into(), "is greater than `max_backoff_ms`".into());
         }
     }
+    if spec.record.mode == Some(RecordMode::Off) && spec.record != RecordPolicy::off() {
+        add("/record/mode".into(), "is `off`, and the other settings ask for something to be kept".into());
+    }
     if let Some(path) = &spec.readiness_path
         && !path.starts_with('/')
     {
@@ -351,7 +355,7 @@ fn check_unknown(spec: &FunctionSpec, found: &mut Vec<Violation>) {
     match &spec.run {
         Workload::Process(run) => check("/run/process", &run.unknown),
         Workload::Image(run) => check("/run/image", &run.unknown),
-        Workload::Custom(_) => {}
+        Workload::Custom(run) => check("/run/custom", &run.unknown),
     }
     for (index, binding) in spec.secrets.iter().enumerate() {
         check(&format!("/secrets/{index}"), &binding.unknown);

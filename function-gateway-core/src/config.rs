@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{FunctionSpec, KeepPayloads, RecordMode, Retention};
+use crate::{DriverCapabilities, FunctionSpec, KeepPayloads, RecordMode, Retention};
 
 /// Settings of a gateway. Each has a default.
 #[derive(Debug, Clone)]
@@ -22,6 +22,8 @@ pub struct GatewayConfig {
     /// How long a revision that streams without a total time is kept for calls that may still run on it, once it no
     /// longer serves. Default: 1 h.
     pub max_drain: Duration,
+    /// How much longer still, for the time until a change is written and for clocks that differ. Default: 5 s.
+    pub drain_margin: Duration,
     /// How long `create`, `update` and `delete` wait for the engine where the caller sets no deadline. Default: 30 s.
     pub default_manage_wait: Duration,
     /// The time of one operation of a driver, but for `invoke`. Default: 30 s.
@@ -30,6 +32,10 @@ pub struct GatewayConfig {
     pub max_request_bytes: u64,
     /// The largest result that is not streamed, of a function that sets no limit, and the bound on any. Default: 16 MiB.
     pub max_response_bytes: u64,
+    /// The bound on what a function may have kept of a payload, a result or a log. Default: 1 MiB.
+    pub max_kept_bytes: u32,
+    /// The bound on how many calls of a function may wait for their turn. Default: 10,000.
+    pub max_queued: u32,
     /// What is recorded of executions whose specification does not say.
     pub record: RecordDefaults,
     /// How long records are kept. Default: all of them.
@@ -54,10 +60,13 @@ impl Default for GatewayConfig {
             default_idle_timeout: Duration::from_secs(60),
             default_ready_timeout: Duration::from_secs(300),
             max_drain: Duration::from_secs(3600),
+            drain_margin: Duration::from_secs(5),
             default_manage_wait: Duration::from_secs(30),
             driver_timeout: Duration::from_secs(30),
             max_request_bytes: 16 * MIB,
             max_response_bytes: 16 * MIB,
+            max_kept_bytes: 1024 * 1024,
+            max_queued: 10_000,
             record: RecordDefaults::default(),
             retention: Retention::keep_all(),
             retention_interval: Duration::from_secs(60),
@@ -79,8 +88,9 @@ impl GatewayConfig {
         self.total_timeout(spec).unwrap_or(self.max_drain)
     }
 
-    pub(crate) fn request_limit(&self, spec: &FunctionSpec) -> u64 {
-        spec.limits.max_request_bytes.unwrap_or(self.max_request_bytes)
+    pub(crate) fn request_limit(&self, spec: &FunctionSpec, capabilities: &DriverCapabilities) -> u64 {
+        let limit = spec.limits.max_request_bytes.unwrap_or(self.max_request_bytes);
+        limit.min(capabilities.max_request_bytes.unwrap_or(u64::MAX))
     }
 
     /// A stream is bounded only where its specification says so.

@@ -36,8 +36,8 @@ impl DriverRef {
 
     /// The form for a driver whose engine has no naming rules of its own: `v1/<gateway>/<function>/<generation>`.
     #[must_use]
-    pub fn plain(gateway: &GatewayId, function: FunctionId, generation: Generation) -> Self {
-        Self::new(format!("v1/{gateway}/{function}/{generation}"))
+    pub fn plain(gateway: &GatewayId, revision: &Revision) -> Self {
+        Self::new(format!("v1/{gateway}/{}/{}", revision.function, revision.generation))
     }
 
     /// The driver's text.
@@ -338,6 +338,22 @@ pub fn set_call_headers(cx: &CallContext, headers: &mut HeaderMap) {
     }
 }
 
+/// How many instances are to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ScaleRequest {
+    /// The number of instances.
+    pub instances: u32,
+}
+
+impl ScaleRequest {
+    /// Asks for a number of instances.
+    #[must_use]
+    pub fn new(instances: u32) -> Self {
+        Self { instances }
+    }
+}
+
 /// Which part of a function's log is wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -408,9 +424,10 @@ pub trait FaasDriver: fmt::Debug + Send + Sync + 'static {
     /// Where it can't be checked now.
     async fn check(&self, cx: &CallContext, spec: &FunctionSpec) -> Result<Vec<Violation>>;
 
-    /// Names the target for a generation. Pure: the same for the same arguments, in every process. It is stored before
-    /// anything is deployed.
-    fn reference(&self, gateway: &GatewayId, function: FunctionId, generation: Generation) -> DriverRef;
+    /// Names the target for a revision. Pure: the same for the same arguments, in every process. It is stored before
+    /// anything is deployed, and holds all that the driver needs to find the target again (such as a namespace): other
+    /// operations may come without the revision, and in the name of another tenant.
+    fn reference(&self, gateway: &GatewayId, revision: &Revision) -> DriverRef;
 
     /// Makes the engine hold a generation, and says how far it is.
     ///
@@ -463,7 +480,7 @@ pub trait FaasDriver: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] unless declared.
-    async fn scale(&self, _cx: &CallContext, _target: &DriverRef, _instances: u32) -> Result<()> {
+    async fn scale(&self, _cx: &CallContext, _target: &DriverRef, _request: ScaleRequest) -> Result<()> {
         Err(unsupported(self.info(), "scale"))
     }
 

@@ -9,18 +9,19 @@ use futures_util::StreamExt as _;
 use http::HeaderMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::body::{Reclaim, timeout};
+use crate::body::{Reclaim, by_deadline, timeout};
 use crate::host::Host;
 use crate::invocation::unlisted_secret;
 use crate::middleware::Endpoint;
 use crate::route::Serving;
 use crate::time::monotonic_now;
 use crate::{
-    Action, Body, CallContext, CallState, Delivery, DeploymentState, DriverRequest, Error, ErrorKind, FunctionKey,
-    FunctionRef, Gateway, Invocation, InvocationId, InvocationRecord, InvokeRequest, InvokeResponse, LogSink, Next,
-    Page, PageRequest, PayloadFormat, Qualifier, RecordFilter, Result, Retry, Scope, SecretBinding, SecretDelivery,
-    SecretVariable, Stage, Statistics, StatisticsQuery, TimedPhase, TraceParent, envelope,
+    Action, Body, CallContext, CallState, Cancellation, Delivery, DeploymentState, DriverRequest, Error, ErrorKind,
+    FunctionKey, FunctionRef, Gateway, Invocation, InvocationId, InvocationRecord, InvokeRequest, InvokeResponse,
+    LogSink, Next, Page, PageRequest, PayloadFormat, Qualifier, RecordFilter, Result, Retry, Scope, SecretBinding,
+    SecretDelivery, SecretVariable, Stage, Statistics, StatisticsQuery, TimedPhase, TraceParent, envelope,
 };
 
 /// Executes functions, and reads what is kept of executions.
@@ -106,10 +107,12 @@ impl FunctionExecutor for Gateway {
     async fn invoke(&self, cx: &CallContext, function: &FunctionRef, request: InvokeRequest) -> Result<InvokeResponse> {
         let host = &*self.host;
         let id = cx.invocation_id().unwrap_or_else(InvocationId::generate);
-        let result = match host.admit(cx, function, &request).await {
+        // Taken before it is asked whether the gateway is open, so that a shutdown waits for whatever is let in.
+        let in_flight = host.lifetime.tasks.token();
+        let result = match by_deadline(cx.deadline(), host.admit(cx, function, &request)).await {
             Ok((key, serving)) => {
                 let call = host.call(cx, id, &serving, request);
-                host.run(call, (key, function.qualifier()), &serving).await
+                host.run(call, (key, function.qualifier()), &serving, in_flight).await
             }
             Err(error) => {
                 metrics::counter!("function_gateway.refusals", "code" => error.kind().code()).increment(1);
@@ -126,7 +129,7 @@ impl FunctionExecutor for Gateway {
 
     async fn execution(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<InvocationRecord>> {
         let record = self.host.invocations.get(cx.tenant(), id).await?;
-        let name = record.as_ref().map(|record| (&record.key.name, None));
+        let name = record.as_ref().map(|record| (&record.key.name, Some(&record.owner)));
         self.host.authorize(cx, Action::ReadExecutions, name).await?;
         record.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no execution {id}")))
     }
@@ -166,10 +169,7 @@ impl Host {
         let key = FunctionKey::new(cx.tenant().clone(), function.name().clone());
         let route = self.routes.find(&self.functions, &key).await?;
         match self.serving_on(&route, function.qualifier()).await {
-            Ok(serving) => {
-                check_narrowing(&serving, request)?;
-                Ok((key, serving))
-            }
+            Ok(serving) => Ok((key, serving)),
             Err(error) => {
                 // Whoever may not call does not learn how the function is.
                 self.authorize(cx, Action::Invoke, Some((&key.name, Some(&route.function.owner)))).await?;
@@ -195,8 +195,8 @@ impl Host {
         call: Box<Invocation>,
         wanted: (FunctionKey, &Qualifier),
         serving: &Arc<Serving>,
+        in_flight: TaskTrackerToken,
     ) -> Result<Box<InvokeResponse>> {
-        let in_flight = self.lifetime.tasks.token();
         let state = Arc::clone(call.state());
         let cancelled = call.cx.cancellation().cloned();
 
@@ -204,7 +204,7 @@ impl Host {
         let dispatch = Dispatch { host: self, wanted, serving };
         let answer = Next::new(outer, &dispatch).run(call);
         let given_up = async {
-            match cancelled {
+            match &cancelled {
                 Some(cancelled) => cancelled.cancelled().await,
                 None => std::future::pending().await,
             }
@@ -220,6 +220,7 @@ impl Host {
             Ok(mut response) => {
                 if response.body.is_stream() {
                     let body = std::mem::take(&mut response.body).with_guard(in_flight);
+                    let body = self.ended_in_time(body, &state, cancelled);
                     response.body = without_secrets(body, Arc::clone(&state));
                 }
                 response.call = Some(state);
@@ -227,6 +228,36 @@ impl Host {
             }
             Err(error) => Err(state.redactor().error(error)),
         }
+    }
+
+    /// A streamed answer that ends at the call's deadline, by the caller's signal and when the gateway is stopped, also
+    /// while nobody reads it: the function is stopped and its turn given back.
+    fn ended_in_time(&self, body: Body, state: &Arc<CallState>, cancelled: Option<Cancellation>) -> Body {
+        let (body, mut interrupt) = body.interruptible();
+        let (deadline, killed) = (state.deadline(), self.lifetime.killed.clone());
+        self.lifetime.spawn(async move {
+            let past_deadline = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline.instant().into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let given_up = async {
+                match &cancelled {
+                    Some(cancelled) => cancelled.cancelled().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let cancel = |message| Error::new(ErrorKind::Cancelled, message).with_delivery(Delivery::Executed);
+            let error = tokio::select! {
+                () = interrupt.not_needed() => return,
+                () = past_deadline => timeout("total", Delivery::Executed),
+                () = killed.cancelled() => cancel("the gateway was stopped"),
+                () = given_up => cancel("the caller gave the call up"),
+            };
+            interrupt.end_with(error);
+        });
+        body
     }
 
     /// What serves now that a deployment was found missing, deploying it again where each process has its own engine.
@@ -248,7 +279,10 @@ impl Host {
     /// Has a generation deployed in this process and waits until it is ready. One of many callers does it.
     async fn ensure_deployed(&self, cx: &CallContext, serving: &Serving) -> Result<()> {
         let _one = serving.redeploying.lock().await;
-        let result = self.deploy_here(cx, serving).await;
+        let limit = serving.revision.spec.timeouts.ready.unwrap_or(self.config.default_ready_timeout);
+        let result = tokio::time::timeout(limit, self.deploy_here(cx, serving))
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::NotReady, "the function did not get ready in time")));
         self.without_secrets(cx, &serving.revision, &serving.capabilities, result).await
     }
 
@@ -349,8 +383,8 @@ struct Dispatch<'a> {
 #[async_trait]
 impl Endpoint for Dispatch<'_> {
     async fn call(&self, mut call: Box<Invocation>) -> Result<Box<InvokeResponse>> {
-        let limit = self.host.config.request_limit(&self.serving.revision.spec);
-        take_payload(&mut call, limit, self.serving.revision.spec.streaming).await?;
+        check_narrowing(self.serving, &call.request)?;
+        self.host.take_payload(&mut call, self.serving).await?;
         let (body, reclaim) = std::mem::take(&mut call.request.body).reclaimable();
         call.request.body = body;
         let again = Pristine::of(&call, reclaim);
@@ -359,9 +393,11 @@ impl Endpoint for Dispatch<'_> {
             Err(error) if error.kind() == ErrorKind::NotDeployed && error.delivery() == Delivery::NotSent => {
                 let Some(mut call) = again.restore() else { return Err(error) };
                 let (key, qualifier) = (&self.wanted.0, self.wanted.1);
-                let serving = self.host.recover((key, qualifier), self.serving, &call.cx).await?;
+                let recovered = self.host.recover((key, qualifier), self.serving, &call.cx).await;
+                let serving = recovered.map_err(|error| error.with_delivery(Delivery::NotSent))?;
                 call.state().set_served_by(Arc::clone(&serving.revision));
                 call = call.with_revision(Arc::clone(&serving.revision));
+                self.host.take_payload(&mut call, &serving).await?;
                 execute(self.host, &serving, Box::new(call)).await
             }
             result => result,
@@ -393,29 +429,34 @@ async fn execute(host: &Host, serving: &Arc<Serving>, call: Box<Invocation>) -> 
     Next::new(inner, &DriverCall { host, serving }).run(call).await
 }
 
-/// Reads a payload whole, unless the function streams; either way within the limit.
-async fn take_payload(call: &mut Invocation, limit: u64, streaming: bool) -> Result<()> {
-    let too_large = || Error::too_large(ErrorKind::PayloadTooLarge, "payload", limit);
-    if call.request.body.len().is_some_and(|len| len > limit) {
-        return Err(too_large());
+impl Host {
+    /// Reads a payload whole, unless the function streams; either way within the limit.
+    async fn take_payload(&self, call: &mut Invocation, serving: &Serving) -> Result<()> {
+        let spec = &serving.revision.spec;
+        let limit = self.config.request_limit(spec, &serving.capabilities);
+        let too_large = || Error::too_large(ErrorKind::PayloadTooLarge, "payload", limit);
+        if call.request.body.len().is_some_and(|len| len > limit) {
+            return Err(too_large());
+        }
+        if !call.request.body.is_stream() {
+            return Ok(());
+        }
+        let body = std::mem::take(&mut call.request.body);
+        let state = Arc::clone(call.state());
+        if spec.streaming {
+            state.set_request_bytes(0);
+            let body = body.limited(limit, ErrorKind::PayloadTooLarge, "payload");
+            call.request.body = body.observed(CountRequest(state));
+            return Ok(());
+        }
+        let bytes = body.collect(limit).await.map_err(|error| match error.kind() {
+            ErrorKind::PayloadTooLarge => too_large(),
+            _ => error.with_delivery(Delivery::NotSent),
+        })?;
+        state.set_request_bytes(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        call.request.body = bytes.into();
+        Ok(())
     }
-    if !call.request.body.is_stream() {
-        return Ok(());
-    }
-    let body = std::mem::take(&mut call.request.body);
-    let state = Arc::clone(call.state());
-    if streaming {
-        state.set_request_bytes(0);
-        call.request.body = body.limited(limit, ErrorKind::PayloadTooLarge, "payload").observed(CountRequest(state));
-        return Ok(());
-    }
-    let bytes = body.collect(limit).await.map_err(|error| match error.kind() {
-        ErrorKind::PayloadTooLarge => too_large(),
-        _ => error.with_delivery(Delivery::NotSent),
-    })?;
-    state.set_request_bytes(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-    call.request.body = bytes.into();
-    Ok(())
 }
 
 struct CountRequest(Arc<CallState>);
@@ -455,12 +496,17 @@ impl Endpoint for DriverCall<'_> {
         let request = self.request(&mut call, logs.clone(), max_response_bytes)?;
         let idle = spec.timeouts.idle.unwrap_or(self.host.config.default_idle_timeout);
         let deadline = call.cx.deadline();
+        if let Some(deadline) = deadline {
+            state.set_deadline(deadline);
+        }
+        // A call without any end to it is bounded by how long a stream may be silent.
+        let first_byte = spec.timeouts.first_byte.or(deadline.is_none().then_some(idle));
 
         let sent = monotonic_now();
         state.count_attempt(sent);
         let timed = TimedDriver { state: Arc::clone(&state), sent };
         let invoke = driver.invoke(&call.cx, target, request);
-        let answer = match spec.timeouts.first_byte {
+        let answer = match first_byte {
             Some(limit) => tokio::time::timeout(limit, invoke)
                 .await
                 .unwrap_or_else(|_| Err(timeout("first_byte", Delivery::Unknown))),

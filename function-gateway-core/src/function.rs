@@ -283,13 +283,16 @@ pub struct CustomWorkload {
     /// The settings, in the driver's terms.
     #[serde(default)]
     pub settings: Value,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: UnknownFields,
 }
 
 impl CustomWorkload {
     /// A workload of a kind, with settings.
     #[must_use]
     pub fn new(kind: impl Into<String>, settings: Value) -> Self {
-        Self { kind: kind.into(), settings }
+        Self { kind: kind.into(), settings, unknown: UnknownFields::default() }
     }
 }
 
@@ -547,6 +550,14 @@ pub struct RecordPolicy {
     /// Fields that this version does not know.
     #[serde(flatten)]
     pub unknown: UnknownFields,
+}
+
+impl RecordPolicy {
+    /// Keeps nothing.
+    #[must_use]
+    pub fn off() -> Self {
+        Self { mode: Some(RecordMode::Off), ..Self::default() }
+    }
 }
 
 /// Why a revision was made.

@@ -103,14 +103,15 @@ impl Gateway {
         tasks.close();
         let drained = tokio::time::timeout_at(deadline.instant().into(), tasks.wait()).await.is_ok();
         killed.cancel();
-        let ended = drained || tokio::time::timeout(LAST, tasks.wait()).await.is_ok();
-        let mut result =
-            if ended { Ok(()) } else { Err(Error::new(ErrorKind::Internal, "a task of the gateway did not end")) };
-        result = result.and(self.host.invocations.flush().await);
+        let mut result = Ok(());
         for (_, driver) in self.host.drivers.iter() {
             result = result.and(driver.shutdown(deadline.instant()).await);
         }
-        result
+        // The last records come with the end of what the drivers have stopped.
+        if !drained && tokio::time::timeout(LAST, tasks.wait()).await.is_err() {
+            result = result.and(Err(Error::new(ErrorKind::Internal, "a task of the gateway did not end")));
+        }
+        result.and(self.host.invocations.flush().await)
     }
 }
 
@@ -334,11 +335,17 @@ impl Host {
             let Lifetime { closing, killed, .. } = host.lifetime.clone();
             while !closing.is_cancelled() {
                 // Work that is under way is let come to its end, so that no lease is left behind.
+                // A task of its own, so that a driver or store that panics ends this round and not all.
+                let mut round = host.lifetime.spawn(work(Arc::clone(&host)));
                 tokio::select! {
-                    () = killed.cancelled() => return,
-                    result = work(Arc::clone(&host)) => {
-                        if let Err(error) = result {
+                    () = killed.cancelled() => return round.abort(),
+                    result = &mut round => match result {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => {
                             tracing::warn!(task = name, ?error, "a task of the gateway failed and is run again");
+                        }
+                        Err(error) => {
+                            tracing::error!(task = name, ?error, "a task of the gateway panicked and is run again");
                         }
                     }
                 }

@@ -159,6 +159,17 @@ impl Host {
             ("/limits/max_request_bytes", spec.limits.max_request_bytes, self.config.max_request_bytes),
             ("/limits/max_response_bytes", spec.limits.max_response_bytes, self.config.max_response_bytes),
         ];
+        let kept = u64::from(self.config.max_kept_bytes);
+        let bounds = [
+            ("/record/max_payload_bytes", spec.record.max_payload_bytes.map(u64::from), kept),
+            ("/record/max_log_bytes", spec.record.max_log_bytes.map(u64::from), kept),
+            ("/limits/max_queued", spec.limits.max_queued.map(u64::from), u64::from(self.config.max_queued)),
+        ];
+        for (pointer, wanted, allowed) in bounds {
+            if wanted.is_some_and(|wanted| wanted > allowed) {
+                found.push(Violation::new(pointer, format!("is more than this gateway allows: {allowed}")));
+            }
+        }
         for (pointer, wanted, allowed) in sizes {
             if !spec.streaming && wanted.is_some_and(|wanted| wanted > allowed) {
                 found.push(Violation::new(pointer, format!("is more than this gateway allows: {allowed}")));

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -18,8 +18,8 @@ use crate::body::Closing;
 use crate::secret::StreamRedactor;
 use crate::time::monotonic_now;
 use crate::{
-    Body, CallContext, Error, ErrorClass, ErrorKind, InvocationId, KeptBytes, Redactor, Result, Revision, Secret,
-    SecretRef, Timestamp,
+    Body, CallContext, Deadline, Error, ErrorClass, ErrorKind, InvocationId, KeptBytes, Redactor, Result, Revision,
+    Secret, SecretRef, Timestamp,
 };
 
 /// The media type of JSON.
@@ -377,6 +377,7 @@ pub struct CallState {
     request_bytes: AtomicU64,
     response_bytes: AtomicU64,
     served_by: Mutex<Option<Arc<Revision>>>,
+    deadline: OnceLock<Deadline>,
     redactor: Redactor,
     log_limit: usize,
     logs: Mutex<LogBuffer>,
@@ -398,6 +399,7 @@ impl CallState {
             request_bytes: AtomicU64::new(ABSENT),
             response_bytes: AtomicU64::new(0),
             served_by: Mutex::new(None),
+            deadline: OnceLock::new(),
             redactor: Redactor::new(),
             log_limit: max_log_bytes,
             logs: Mutex::default(),
@@ -482,6 +484,16 @@ impl CallState {
 
     pub(crate) fn set_served_by(&self, revision: Arc<Revision>) {
         *self.served_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(revision);
+    }
+
+    /// By when the call as a whole has to be done, once it was handed to the driver.
+    pub(crate) fn deadline(&self) -> Option<Deadline> {
+        self.deadline.get().copied()
+    }
+
+    /// Remembers the deadline of the first attempt. One attempt's own may be earlier, but then there is no stream.
+    pub(crate) fn set_deadline(&self, deadline: Deadline) {
+        self.deadline.get_or_init(|| deadline);
     }
 
     /// The values that must not be stored or logged. Middleware that brings secrets into the call adds them.
@@ -656,6 +668,11 @@ pub(crate) struct DurableStart(Shared<Closing>);
 impl DurableStart {
     pub(crate) fn new(commit: Closing) -> Self {
         Self(commit.shared())
+    }
+
+    /// Whether the commit was tried and failed, so that there is no record of the call.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.0.peek().is_some_and(Result::is_err)
     }
 
     pub(crate) async fn commit(&self) -> Result<()> {

@@ -69,7 +69,7 @@ pub use config::{GatewayConfig, RecordDefaults};
 pub use context::{CallContext, Cancellation, Origin};
 pub use driver::{
     BoxStream, DeployRequest, Deployment, DeploymentState, DeploymentStatus, DriverInfo, DriverRef, DriverRequest,
-    EngineInfo, FaasDriver, ListScope, LogLine, LogQuery, call_header, call_headers, set_call_headers,
+    EngineInfo, FaasDriver, ListScope, LogLine, LogQuery, ScaleRequest, call_header, call_headers, set_call_headers,
 };
 pub use error::{Delivery, Error, ErrorClass, ErrorKind, Result, Retry, Violation};
 pub use executor::{FunctionExecutor, FunctionExecutorExt};

@@ -12,7 +12,7 @@ use crate::time::monotonic_now;
 use crate::{
     Action, BoxStream, CallContext, Deadline, Error, ErrorKind, Function, FunctionFilter, FunctionId, FunctionKey,
     FunctionName, FunctionSpec, Gateway, Generation, LogLine, LogQuery, Page, PageRequest, Phase, Qualifier, Result,
-    Revision, RevisionReason, RevisionStatus, Version, Violation,
+    Revision, RevisionReason, RevisionState, RevisionStatus, ScaleRequest, Timestamp, Version, Violation,
 };
 
 /// On which condition a function is changed.
@@ -85,7 +85,8 @@ pub trait FunctionManager: std::fmt::Debug + Send + Sync + 'static {
 
     /// Replaces a function's specification. The revision that serves goes on until the new one is ready; then the
     /// route moves in one step, and the old one is removed once its calls have ended. That holds too where the new
-    /// specification names another driver. A specification that is the same changes nothing.
+    /// specification names another driver. A specification that is the same changes nothing, but for a function that has
+    /// failed: it is tried again.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidSpec`] with every violation; [`ErrorKind::PreconditionFailed`]; [`ErrorKind::NotFound`].
@@ -116,7 +117,8 @@ pub trait FunctionManager: std::fmt::Debug + Send + Sync + 'static {
     /// As [`update`](Self::update).
     async fn rotate_secrets(&self, cx: &CallContext, name: &FunctionName) -> Result<Arc<Function>>;
 
-    /// Deletes a function: it gets no call from now on, what still runs is stopped, and its records stay. Gives `None`
+    /// Deletes a function: it gets no call from now on, what still runs is stopped, and its records stay. Where each process
+    /// has its own engine, another process of this gateway stops its part with its next sweep. Gives `None`
     /// once it is gone, or the function as it is where the engine takes longer.
     ///
     /// # Errors
@@ -263,10 +265,10 @@ impl Gateway {
         }
         let changed = self
             .compare_and_set(cx, name, Action::Update, condition, |function| {
-                if function.spec == change.spec && !change.always {
-                    return Ok(None);
-                }
                 let now = host.clock.now();
+                if function.spec == change.spec && !change.always {
+                    return Ok(try_again(function, now));
+                }
                 let generation = function.generation.next();
                 let created = (now, cx.principal().id.clone());
                 let spec = change.spec.clone();
@@ -274,7 +276,7 @@ impl Gateway {
                     Revision::new(function.key.clone(), function.id, generation, spec, created, change.reason)
                         .with_owner(function.owner.clone());
                 let driver = host.drivers.require(&revision.spec.driver)?;
-                let target = driver.reference(&host.gateway_id, function.id, generation);
+                let target = driver.reference(&host.gateway_id, &revision);
                 let mut next = function.clone();
                 next.spec = revision.spec.clone();
                 next.generation = generation;
@@ -348,6 +350,22 @@ impl Gateway {
     }
 }
 
+/// To ask for what has failed is to ask for another try.
+fn try_again(function: &Function, now: Timestamp) -> Option<(Function, Option<Revision>)> {
+    if function.status.phase != Phase::Failed {
+        return None;
+    }
+    let mut next = function.clone();
+    let failed = next.status.deployment_mut(function.generation)?;
+    failed.enter(RevisionState::Pending, now);
+    failed.failures = 0;
+    failed.deploy_started_at = None;
+    failed.due_at = Some(now);
+    next.status.phase = Phase::Pending;
+    next.status.reconcile_at = Some(now);
+    Some((next, None))
+}
+
 impl Host {
     async fn drive(&self, key: &FunctionKey, id: FunctionId, generation: Generation, deadline: Deadline) -> Result<()> {
         while !deadline.has_passed() && !self.lifetime.killed.is_cancelled() {
@@ -382,9 +400,9 @@ impl FunctionManager for Gateway {
         }
         let key = FunctionKey::new(cx.tenant().clone(), name.clone());
         let (id, generation) = (FunctionId::generate(), Generation::FIRST);
-        let target = host.drivers.require(&spec.driver)?.reference(&host.gateway_id, id, generation);
         let created = (host.clock.now(), cx.principal().id.clone());
         let revision = Revision::new(key, id, generation, spec, created, RevisionReason::Created);
+        let target = host.drivers.require(&revision.spec.driver)?.reference(&host.gateway_id, &revision);
         let function = Function::new(&revision, target);
         host.functions.create(&function, &revision).await?;
         host.routes.invalidate(&function.key);
@@ -494,25 +512,26 @@ impl FunctionManager for Gateway {
         // The driver's stream borrows from the driver, so a task owns both and hands the lines on.
         let (opened, open) = tokio::sync::oneshot::channel();
         let (lines, mut receiver) = tokio::sync::mpsc::channel(64);
-        let (cx, killed) = (cx.clone(), self.host.lifetime.killed.clone());
+        let (cx, closing) = (cx.clone(), self.host.lifetime.closing.clone());
         self.host.lifetime.spawn(async move {
-            let mut stream = match serving.driver.logs(&cx, &serving.target, query).await {
-                Ok(stream) => stream,
-                Err(error) => return drop(opened.send(Err(error))),
-            };
-            if opened.send(Ok(())).is_err() {
-                return;
-            }
-            loop {
-                let line = tokio::select! {
-                    line = stream.next() => line,
-                    () = lines.closed() => None,
-                    () = killed.cancelled() => None,
+            let read = async {
+                let mut stream = match serving.driver.logs(&cx, &serving.target, query).await {
+                    Ok(stream) => stream,
+                    Err(error) => return drop(opened.send(Err(error))),
                 };
-                let Some(line) = line else { return };
-                if lines.send(line).await.is_err() {
+                if opened.send(Ok(())).is_err() {
                     return;
                 }
+                while let Some(line) = stream.next().await {
+                    if lines.send(line).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                () = read => {}
+                () = lines.closed() => {}
+                () = closing.cancelled() => {}
             }
         });
         let ended = |_| Error::new(ErrorKind::ShuttingDown, "the gateway is shutting down");
@@ -531,7 +550,7 @@ impl FunctionManager for Gateway {
     async fn scale(&self, cx: &CallContext, name: &FunctionName, instances: u32) -> Result<()> {
         let function = self.find(cx, name, Action::Update).await?;
         let serving = self.host.serving(&function, &Qualifier::Serving).await?;
-        self.host.bounded("scale", serving.driver.scale(cx, &serving.target, instances)).await
+        self.host.bounded("scale", serving.driver.scale(cx, &serving.target, ScaleRequest::new(instances))).await
     }
 }
 

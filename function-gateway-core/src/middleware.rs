@@ -96,7 +96,8 @@ pub trait Middleware: fmt::Debug + Send + Sync + 'static {
     /// Where it stands.
     fn stage(&self) -> Stage;
 
-    /// Which bodies it has to read whole.
+    /// Which bodies it has to read whole. Only from the stage [`Validate`](Stage::Validate) on: nothing is read for a call
+    /// that is not let in.
     fn body_access(&self) -> BodyAccess {
         BodyAccess::None
     }
@@ -221,6 +222,16 @@ impl Pipeline {
     /// Sorts middleware by stage, keeping the order of registration within a stage.
     pub(crate) fn new(mut chain: Vec<Arc<dyn Middleware>>) -> Result<Self> {
         chain.sort_by_key(|middleware| middleware.stage());
+        for middleware in &chain {
+            if middleware.stage() <= Stage::Limit && middleware.body_access() != BodyAccess::None {
+                let message = format!(
+                    "the middleware {:?} reads bodies whole, which are not read before the stage {:?}",
+                    middleware.name(),
+                    Stage::Validate
+                );
+                return Err(Error::new(ErrorKind::Misconfigured, message));
+            }
+        }
         for pair in chain.windows(2) {
             let [one, two] = pair else { continue };
             if one.stage() == two.stage() && one.stage().is_unique() {

@@ -17,7 +17,7 @@ use crate::{
     CallContext, ConditionKind, Deadline, DeployRequest, DeploymentState, DeploymentStatus, DriverCapabilities,
     DriverName, DriverRef, DriverRequest, Error, ErrorKind, FaasDriver, Function, FunctionKey, FunctionStatus,
     Generation, InvocationId, Lease, ListScope, LogSink, PageRequest, Phase, Principal, PrincipalId, Redactor, Result,
-    Revision, RevisionState, RevisionStatus, RouteEntry, SecretDelivery, SecretVariable, TenantId, Timestamp,
+    Retry, Revision, RevisionState, RevisionStatus, RouteEntry, SecretDelivery, SecretVariable, TenantId, Timestamp,
     TraceParent,
 };
 
@@ -37,6 +37,8 @@ pub enum Reconciled {
 
 /// The first wait after a failure; doubled with each further one.
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+/// However soon a driver says that it makes sense to ask again.
+const SHORTEST_POLL: Duration = Duration::from_millis(5);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 fn backoff(failures: u32) -> Duration {
@@ -56,7 +58,12 @@ impl Host {
         let Some(lease) = self.functions.acquire_lease(key, self.config.lease_ttl).await? else {
             return Ok(if self.functions.get(key).await?.is_some() { Reconciled::Busy } else { Reconciled::Settled });
         };
-        let result = self.step(&lease).await;
+        // A step takes as long as engines do, and the lease has to last as long.
+        let result = tokio::select! {
+            biased;
+            result = self.step(&lease) => result,
+            lost = self.keep(&lease) => Err(lost),
+        };
         // A lease that can't be given back runs out by itself.
         if let Err(error) = self.functions.release_lease(&lease).await {
             tracing::debug!(function = %key, ?error, "a lease could not be given back");
@@ -65,6 +72,16 @@ impl Host {
             // Somebody changed the row meanwhile: what is due follows from what it is now.
             Err(error) if error.kind() == ErrorKind::Conflict => Ok(Reconciled::Again),
             result => result,
+        }
+    }
+
+    /// Prolongs a lease until it is lost; gives the error that says so.
+    async fn keep(&self, lease: &Lease) -> Error {
+        loop {
+            tokio::time::sleep(self.config.lease_ttl / 3).await;
+            if let Err(error) = self.functions.renew_lease(lease, self.config.lease_ttl).await {
+                return error;
+            }
         }
     }
 
@@ -106,7 +123,6 @@ impl Host {
     async fn remove_all(&self, cx: &CallContext, lease: &Lease, status: &mut FunctionStatus) -> Result<()> {
         let mut left = Vec::new();
         for mut deployment in std::mem::take(&mut status.deployments) {
-            self.functions.renew_lease(lease, self.config.lease_ttl).await?;
             match self.remove(cx, lease, &deployment).await {
                 Ok(()) => {}
                 Err(error) => {
@@ -148,7 +164,6 @@ impl Host {
         position: usize,
     ) -> Result<()> {
         let Some(deployment) = status.deployments.get_mut(position) else { return Ok(()) };
-        self.functions.renew_lease(lease, self.config.lease_ttl).await?;
         match deployment.state {
             RevisionState::Ready => deployment.due_at = None,
             RevisionState::Retired => match self.remove(cx, lease, deployment).await {
@@ -192,21 +207,24 @@ impl Host {
         deployment: &RevisionStatus,
         revision: &Arc<Revision>,
     ) -> Result<DeploymentStatus> {
-        let driver = self.drivers.require(&deployment.driver)?;
+        // Of all that can go wrong only a refusal of the deployment itself is final: engines have bad moments, secrets
+        // are created later, and a host may come to know a driver again.
+        let passing = |error: Error| error.with_retry(Retry::Transient);
+        let driver = self.drivers.require(&deployment.driver).map_err(passing)?;
         let target = &deployment.target;
         let capabilities = driver.capabilities(&revision.spec.protocol);
         let mut observed = match deployment.state {
             RevisionState::Pending => DeploymentStatus::missing(),
-            _ => self.bounded("status", driver.status(cx, target)).await?,
+            _ => self.bounded("status", driver.status(cx, target)).await.map_err(passing)?,
         };
         if observed.state == DeploymentState::Missing {
-            let request = self.deploy_request(cx, revision, &capabilities).await?;
+            let request = self.deploy_request(cx, revision, &capabilities).await.map_err(passing)?;
             observed = self.bounded("deploy", driver.deploy(cx, target, request)).await?;
         }
         if observed.state == DeploymentState::Ready
             && !observed.idle
             && let Some(path) = &revision.spec.readiness_path
-            && let Some(waiting) = self.ask_ready(cx, driver, target, revision, path).await?
+            && let Some(waiting) = self.ask_ready(cx, driver, target, revision, path).await
         {
             return Ok(waiting);
         }
@@ -221,7 +239,8 @@ impl Host {
         revision: &Arc<Revision>,
         observed: Result<DeploymentStatus>,
     ) -> Result<DeploymentStatus> {
-        let capabilities = self.drivers.require(&deployment.driver)?.capabilities(&revision.spec.protocol);
+        let Some(driver) = self.drivers.get(&deployment.driver) else { return observed };
+        let capabilities = driver.capabilities(&revision.spec.protocol);
         match (observed, self.deployed_secrets(cx, revision, &capabilities).await) {
             (Ok(mut status), Ok(Some(known))) => {
                 status.message = known.text(&status.message).into_owned();
@@ -230,7 +249,7 @@ impl Host {
             (Err(error), Ok(Some(known))) => Err(known.error(error)),
             (observed, Ok(None)) => observed,
             // What can't be cleaned is not told: why it can't be is.
-            (_, Err(unknown)) => Err(unknown),
+            (_, Err(unknown)) => Err(unknown.with_retry(Retry::Transient)),
         }
     }
 
@@ -242,7 +261,7 @@ impl Host {
         target: &DriverRef,
         revision: &Arc<Revision>,
         path: &str,
-    ) -> Result<Option<DeploymentStatus>> {
+    ) -> Option<DeploymentStatus> {
         let cx = cx
             .clone()
             .with_trace(TraceParent::root())
@@ -252,12 +271,11 @@ impl Host {
         request.method = Method::GET;
         request.path = path.to_owned().into();
         let reason = match self.bounded("invoke", driver.invoke(&cx, target, request)).await {
-            Ok(response) if response.status.is_success() => return Ok(None),
+            Ok(response) if response.status.is_success() => return None,
             Ok(response) => format!("the readiness path {path} answered {}", response.status),
-            Err(error) if error.is_transient() => format!("the readiness path {path} can't be reached: {error}"),
-            Err(error) => return Err(error),
+            Err(error) => format!("the readiness path {path} can't be reached: {error}"),
         };
-        Ok(Some(DeploymentStatus::progressing(reason)))
+        Some(DeploymentStatus::progressing(reason))
     }
 
     /// Writes into a generation's state what was observed. Says whether the engine has scaled it to zero.
@@ -305,7 +323,7 @@ impl Host {
                 if deployment.state != RevisionState::Failed {
                     deployment.enter(RevisionState::Deploying, now);
                 }
-                deployment.due_at = Some(now.plus(observed.poll_after.unwrap_or(POLL)));
+                deployment.due_at = Some(now.plus(observed.poll_after.unwrap_or(POLL).max(SHORTEST_POLL)));
             }
         }
         false
@@ -325,7 +343,8 @@ impl Host {
             if let Some(retired) = status.deployment_mut(entry.generation) {
                 retired.enter(RevisionState::Retired, now);
                 retired.failures = 0;
-                retired.due_at = Some(now.plus(self.config.route_ttl + longest));
+                // The margin is for the time until this is written, and for clocks that differ.
+                retired.due_at = Some(now.plus(self.config.route_ttl + longest + self.config.drain_margin));
             }
         }
         Ok(())
@@ -342,7 +361,7 @@ impl Host {
             let known = Redactor::new();
             for binding in &revision.spec.secrets {
                 let SecretDelivery::Env(variable) = &binding.deliver else { continue };
-                let provided = self.secrets.require(cx, &binding.secret).await?;
+                let provided = self.bounded("secrets", self.secrets.require(cx, &binding.secret)).await?;
                 if provided.secret.expose().contains(&0) {
                     let message = "a secret for the environment contains a NUL byte, which no environment can hold";
                     return Err(
@@ -387,6 +406,10 @@ impl Host {
         let mut present: BTreeMap<DriverName, BTreeSet<DriverRef>> = BTreeMap::new();
         let cx = self.own_context(&TenantId::new("function-gateway")?)?;
         for (name, driver) in self.drivers.iter() {
+            if let Err(error) = self.bounded("probe", driver.probe(&cx)).await {
+                tracing::warn!(driver = %name, ?error, "an engine can't be reached");
+                continue;
+            }
             match self.sweep_driver(&cx, driver, &mut swept).await {
                 Ok(targets) => drop(present.insert(name.clone(), targets)),
                 Err(error) => tracing::warn!(driver = %name, ?error, "an engine could not be swept"),
@@ -396,7 +419,10 @@ impl Host {
         loop {
             let functions = self.functions.scan_all(&page).await?;
             for function in &functions.items {
-                swept.repaired += self.repair(function, &present).await?;
+                match self.repair(function, &present).await {
+                    Ok(repaired) => swept.repaired += repaired,
+                    Err(error) => tracing::warn!(function = %function.key, ?error, "a function can't be repaired yet"),
+                }
             }
             match functions.next {
                 Some(next) => page = page.after(next),
@@ -415,7 +441,7 @@ impl Host {
         let mut targets = BTreeSet::new();
         let mut listed = driver.list(cx, ListScope::All(self.gateway_id.clone()));
         let mut unreadable = None;
-        while let Some(deployment) = listed.next().await {
+        while let Some(deployment) = self.bounded("list", async { Ok(listed.next().await) }).await? {
             let deployment = match deployment {
                 Ok(deployment) => deployment,
                 Err(error) => {
@@ -425,14 +451,17 @@ impl Host {
             };
             // The row is read after the list, so a deployment that is being made has its reference stored.
             let function = self.functions.find(deployment.function).await?;
-            let wanted = function.is_some_and(|function| {
-                let known = function.status.deployment(deployment.generation);
-                known.is_some_and(|known| known.target == deployment.target)
-            });
+            let wanted = function.is_some_and(|function| function.status.deployment(deployment.generation).is_some());
             if !wanted {
-                self.bounded("remove", driver.remove(cx, &deployment.target)).await?;
-                swept.removed += 1;
-                tracing::info!(target = %deployment.target, "removed a deployment that belongs to no function");
+                match self.bounded("remove", driver.remove(cx, &deployment.target)).await {
+                    Ok(()) => {
+                        swept.removed += 1;
+                        tracing::info!(target = %deployment.target, "removed a deployment that belongs to no function");
+                    }
+                    Err(error) => {
+                        tracing::warn!(target = %deployment.target, ?error, "an orphan can't be removed yet");
+                    }
+                }
             }
             targets.insert(deployment.target);
         }
@@ -447,12 +476,20 @@ impl Host {
         present: &BTreeMap<DriverName, BTreeSet<DriverRef>>,
     ) -> Result<u64> {
         let mut missing = Vec::new();
+        if function.status.phase == Phase::Deleting {
+            return Ok(0);
+        }
         for deployment in &function.status.deployments {
             let Some(driver) = self.drivers.get(&deployment.driver) else { continue };
             let listed = present.get(&deployment.driver);
-            let shared = driver.capabilities(&function.spec.protocol).scope == crate::Scope::Shared;
             let absent = listed.is_some_and(|targets| !targets.contains(&deployment.target));
-            if deployment.state == RevisionState::Ready && shared && absent {
+            if deployment.state != RevisionState::Ready || !absent {
+                continue;
+            }
+            let revision = self.functions.revision(&function.key.tenant, function.id, deployment.generation).await?;
+            let shared = revision
+                .is_some_and(|revision| driver.capabilities(&revision.spec.protocol).scope == crate::Scope::Shared);
+            if shared {
                 let cx = self.own_context(&function.key.tenant)?;
                 // It may have been deployed since the list was read.
                 let observed = self.bounded("status", driver.status(&cx, &deployment.target)).await?;
@@ -486,7 +523,7 @@ impl Host {
             Err(error) if error.kind() == ErrorKind::Conflict => return Ok(0),
             Err(error) => return Err(error),
         }
-        while self.reconcile_one(&function.key).await? == Reconciled::Again {}
+        self.reconcile_one(&function.key).await?;
         Ok(u64::try_from(missing.len()).unwrap_or(u64::MAX))
     }
 }
@@ -523,6 +560,9 @@ fn next_due(status: &FunctionStatus, now: Timestamp) -> Option<usize> {
 
 /// The phase is that of the newest generation.
 fn set_phase(status: &mut FunctionStatus, newest: Generation, now: Timestamp) {
+    if status.phase == Phase::Deleting {
+        return;
+    }
     let Some(deployment) = status.deployment(newest) else { return };
     let message = deployment.message.clone();
     status.phase = match deployment.state {

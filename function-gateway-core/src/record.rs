@@ -161,6 +161,8 @@ pub struct InvocationRecord {
     pub generation: Generation,
     /// The driver that executed it.
     pub driver: DriverName,
+    /// Who created the function.
+    pub owner: PrincipalId,
     /// How far it is.
     pub state: InvocationState,
     /// Why it did not succeed.
@@ -217,6 +219,7 @@ impl InvocationRecord {
             function: revision.function,
             generation: revision.generation,
             driver: revision.spec.driver.clone(),
+            owner: revision.owner.clone(),
             state: InvocationState::Running,
             failure: None,
             status: None,

@@ -116,6 +116,9 @@ impl Host {
 
     /// The revision that a reference means, ready to be called.
     pub(crate) async fn serving(&self, function: &Function, qualifier: &Qualifier) -> Result<Arc<Serving>> {
+        if function.status.phase == Phase::Deleting {
+            return Err(not_ready(function));
+        }
         let generation = match qualifier {
             Qualifier::Serving => function.status.serving_generation().ok_or_else(|| not_ready(function))?,
             Qualifier::Generation(generation) => pinned(function, *generation)?,

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use function_gateway_core::{
     BoxStream, CallContext, Delivery, DeployRequest, Deployment, DeploymentStatus, DriverCapabilities, DriverInfo,
-    DriverRef, DriverRequest, EngineInfo, Error, ErrorKind, FaasDriver, FunctionId, FunctionSpec, GatewayId,
-    Generation, InvokeResponse, ListScope, LogLine, LogQuery, Protocol, Result, Violation,
+    DriverRef, DriverRequest, EngineInfo, Error, ErrorKind, FaasDriver, FunctionSpec, GatewayId, InvokeResponse,
+    ListScope, LogLine, LogQuery, Protocol, Result, Revision, ScaleRequest, Violation,
 };
 use futures_util::{StreamExt as _, stream};
 
@@ -153,8 +153,8 @@ impl FaasDriver for ChaosDriver {
         self.operate(Op::Check, self.inner.check(cx, spec)).await
     }
 
-    fn reference(&self, gateway: &GatewayId, function: FunctionId, generation: Generation) -> DriverRef {
-        self.inner.reference(gateway, function, generation)
+    fn reference(&self, gateway: &GatewayId, revision: &Revision) -> DriverRef {
+        self.inner.reference(gateway, revision)
     }
 
     async fn deploy(&self, cx: &CallContext, target: &DriverRef, request: DeployRequest) -> Result<DeploymentStatus> {
@@ -193,8 +193,8 @@ impl FaasDriver for ChaosDriver {
         self.operate(Op::Shutdown, self.inner.shutdown(deadline)).await
     }
 
-    async fn scale(&self, cx: &CallContext, target: &DriverRef, instances: u32) -> Result<()> {
-        self.operate(Op::Scale, self.inner.scale(cx, target, instances)).await
+    async fn scale(&self, cx: &CallContext, target: &DriverRef, request: ScaleRequest) -> Result<()> {
+        self.operate(Op::Scale, self.inner.scale(cx, target, request)).await
     }
 
     async fn logs<'a>(

@@ -36,7 +36,7 @@ use function_gateway_core::{
     BoxStream, CallContext, DeployRequest, Deployment, DeploymentStatus, DriverCapabilities, DriverInfo, DriverRef,
     DriverRequest, EngineInfo, FaasDriver, Function, FunctionFilter, FunctionId, FunctionKey, FunctionSpec,
     FunctionStatus, FunctionStore, GatewayId, Generation, InvokeResponse, Lease, ListScope, LogLine, LogQuery, Page,
-    PageRequest, Protocol, Result, Revision, TenantId, Timestamp, Version, Violation,
+    PageRequest, Protocol, Result, Revision, ScaleRequest, TenantId, Timestamp, Version, Violation,
 };
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::watch;
@@ -284,8 +284,8 @@ impl FaasDriver for CrashDriver {
         self.plan.step("driver.check", self.inner.check(cx, spec)).await
     }
 
-    fn reference(&self, gateway: &GatewayId, function: FunctionId, generation: Generation) -> DriverRef {
-        self.inner.reference(gateway, function, generation)
+    fn reference(&self, gateway: &GatewayId, revision: &Revision) -> DriverRef {
+        self.inner.reference(gateway, revision)
     }
 
     async fn deploy(&self, cx: &CallContext, target: &DriverRef, request: DeployRequest) -> Result<DeploymentStatus> {
@@ -318,8 +318,8 @@ impl FaasDriver for CrashDriver {
         self.plan.step("driver.shutdown", self.inner.shutdown(deadline)).await
     }
 
-    async fn scale(&self, cx: &CallContext, target: &DriverRef, instances: u32) -> Result<()> {
-        self.plan.step("driver.scale", self.inner.scale(cx, target, instances)).await
+    async fn scale(&self, cx: &CallContext, target: &DriverRef, request: ScaleRequest) -> Result<()> {
+        self.plan.step("driver.scale", self.inner.scale(cx, target, request)).await
     }
 
     async fn logs<'a>(

@@ -32,8 +32,8 @@ use bytes::Bytes;
 use function_gateway_core::{
     Body, BodyEnd, BoxStream, CallContext, Delivery, DeployRequest, Deployment, DeploymentStatus, DriverCapabilities,
     DriverInfo, DriverRef, DriverRequest, EngineInfo, Error, ErrorKind, FaasDriver, FunctionId, FunctionSpec,
-    GatewayId, Generation, InvokeResponse, ListScope, LogLine, LogQuery, Protocol, Result, Revision, SecretVariable,
-    Violation,
+    GatewayId, Generation, InvokeResponse, ListScope, LogLine, LogQuery, Protocol, Result, Revision, ScaleRequest,
+    SecretVariable, Violation,
 };
 use futures_util::{StreamExt as _, stream};
 use http::{HeaderName, HeaderValue};
@@ -782,15 +782,15 @@ impl FaasDriver for ScriptedDriver {
         self.operate(Op::Check, None, None, async { Ok(check(spec)) }).await
     }
 
-    fn reference(&self, gateway: &GatewayId, function: FunctionId, generation: Generation) -> DriverRef {
-        DriverRef::plain(gateway, function, generation)
+    fn reference(&self, gateway: &GatewayId, revision: &Revision) -> DriverRef {
+        DriverRef::plain(gateway, revision)
     }
 
     async fn deploy(&self, _: &CallContext, target: &DriverRef, request: DeployRequest) -> Result<DeploymentStatus> {
         let generation = request.revision.generation;
         let effect = async {
             self.refuse_when_closed()?;
-            if *target != self.reference(&request.gateway, request.revision.function, generation) {
+            if *target != self.reference(&request.gateway, &request.revision) {
                 let message = "the target does not name the revision that is to be deployed";
                 return Err(Error::new(ErrorKind::InvalidArgument, message).with_context("target", target.as_str()));
             }
@@ -845,14 +845,14 @@ impl FaasDriver for ScriptedDriver {
         self.operate(Op::Shutdown, None, None, effect).await
     }
 
-    async fn scale(&self, _: &CallContext, target: &DriverRef, instances: u32) -> Result<()> {
+    async fn scale(&self, _: &CallContext, target: &DriverRef, request: ScaleRequest) -> Result<()> {
         let effect = async {
             if !self.capabilities.scale {
                 return Err(self.unsupported("scale"));
             }
             let found = self.engine.change(|state| {
                 let slot = state.slots.get_mut(target);
-                slot.map(|slot| slot.instances = instances).is_some()
+                slot.map(|slot| slot.instances = request.instances).is_some()
             });
             let missing = || Error::new(ErrorKind::NotDeployed, "the engine does not hold this function");
             if found { Ok(()) } else { Err(missing()) }

@@ -162,7 +162,7 @@ fn function(key: &FunctionKey) -> (Function, Revision) {
     let created = (now, principal("owner"));
     let revision = Revision::new(key.clone(), FunctionId::generate(), Generation::FIRST, spec(), created, reason);
     let gateway = valid(GatewayId::new("conformance"));
-    let target = DriverRef::plain(&gateway, revision.function, revision.generation);
+    let target = DriverRef::plain(&gateway, &revision);
     let mut function = Function::new(&revision, target);
     function.status.reconcile_at = None;
     (function, revision)

@@ -41,7 +41,7 @@ impl Function {
     }
 
     fn target(&self, generation: u64) -> DriverRef {
-        self.driver.reference(&self.gateway, self.id, Generation::new(generation).unwrap())
+        self.driver.reference(&self.gateway, &self.revision(generation))
     }
 
     async fn deploy(&self, generation: u64) -> Result<DeploymentState> {

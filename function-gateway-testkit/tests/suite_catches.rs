@@ -11,8 +11,8 @@ use bytes::Bytes;
 use function_gateway_core::{
     Body, BoxStream, CallContext, CustomWorkload, Delivery, DeployRequest, Deployment, DeploymentState,
     DeploymentStatus, DriverCapabilities, DriverInfo, DriverRef, DriverRequest, EngineInfo, Error, ErrorKind,
-    FaasDriver, FunctionId, FunctionSpec, GatewayId, Generation, InvokeResponse, ListScope, Outcome, Protocol, Result,
-    Violation,
+    FaasDriver, FunctionSpec, GatewayId, Generation, InvokeResponse, ListScope, Outcome, Protocol, Result, Revision,
+    ScaleRequest, Violation,
 };
 use function_gateway_testkit::driver::{CaseResult, cases, run};
 use function_gateway_testkit::{Behaviour, Bench, DriverHarness, Engine, Gate, Handler, ScriptedDriver};
@@ -79,9 +79,12 @@ impl FaasDriver for BrokenDriver {
         self.inner.check(cx, spec).await
     }
 
-    fn reference(&self, gateway: &GatewayId, function: FunctionId, generation: Generation) -> DriverRef {
-        let generation = if self.is(Broken::OneReferenceForAllGenerations) { Generation::FIRST } else { generation };
-        self.inner.reference(gateway, function, generation)
+    fn reference(&self, gateway: &GatewayId, revision: &Revision) -> DriverRef {
+        let mut revision = revision.clone();
+        if self.is(Broken::OneReferenceForAllGenerations) {
+            revision.generation = Generation::FIRST;
+        }
+        self.inner.reference(gateway, &revision)
     }
 
     async fn deploy(&self, cx: &CallContext, target: &DriverRef, request: DeployRequest) -> Result<DeploymentStatus> {
@@ -166,8 +169,8 @@ impl FaasDriver for BrokenDriver {
         self.inner.shutdown(deadline).await
     }
 
-    async fn scale(&self, cx: &CallContext, target: &DriverRef, instances: u32) -> Result<()> {
-        self.inner.scale(cx, target, instances).await
+    async fn scale(&self, cx: &CallContext, target: &DriverRef, request: ScaleRequest) -> Result<()> {
+        self.inner.scale(cx, target, request).await
     }
 }
 

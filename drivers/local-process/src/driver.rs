@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use function_gateway_core::{
     BoxStream, CallContext, Delivery, DeployRequest, Deployment, DeploymentStatus, DriverCapabilities, DriverInfo,
     DriverRef, DriverRequest, EngineInfo, Error, ErrorKind, FaasDriver, FunctionId, FunctionSpec, GatewayId,
-    Generation, InvokeResponse, ListScope, Protocol, Result, Scope, Violation,
+    Generation, InvokeResponse, ListScope, Protocol, Result, Revision, Scope, Violation,
 };
 use futures_util::stream;
 use tokio::runtime::Handle;
@@ -169,8 +169,8 @@ impl FaasDriver for LocalProcess {
         process::blocking(&self.runtime, move || exec::check(&config, &spec)).await
     }
 
-    fn reference(&self, gateway: &GatewayId, function: FunctionId, generation: Generation) -> DriverRef {
-        DriverRef::plain(gateway, function, generation)
+    fn reference(&self, gateway: &GatewayId, revision: &Revision) -> DriverRef {
+        DriverRef::plain(gateway, revision)
     }
 
     async fn deploy(&self, _cx: &CallContext, target: &DriverRef, request: DeployRequest) -> Result<DeploymentStatus> {

@@ -638,7 +638,7 @@ mod deployments {
         let sibling = Deployed::on(Arc::clone(&driver), spec("cat", &[])).await;
         let mut foreign = Deployed::prepare(Arc::clone(&driver), spec("cat", &[]));
         foreign.gateway = "other".parse().unwrap();
-        foreign.target = driver.reference(&foreign.gateway, foreign.revision.function, foreign.revision.generation);
+        foreign.target = driver.reference(&foreign.gateway, &foreign.revision);
         let request = DeployRequest::new(foreign.gateway.clone(), Arc::clone(&foreign.revision));
         driver.deploy(&cx(), &foreign.target, request).await.unwrap();
 

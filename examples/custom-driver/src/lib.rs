@@ -14,8 +14,8 @@ use bytes::Bytes;
 use function_gateway::{
     BoxStream, CallContext, Cancellation, CustomWorkload, Delivery, DeployRequest, Deployment, DeploymentStatus,
     DriverCapabilities, DriverInfo, DriverName, DriverRef, DriverRequest, EngineInfo, Error, ErrorKind, FaasDriver,
-    FunctionFailure, FunctionId, FunctionSpec, GatewayId, Generation, InvokeResponse, ListScope, LogSink, Protocol,
-    Result, Scope, Violation, Workload,
+    FunctionFailure, FunctionSpec, GatewayId, InvokeResponse, ListScope, LogSink, Protocol, Result, Revision, Scope,
+    Violation, Workload,
 };
 use futures_util::{FutureExt as _, stream};
 use http::StatusCode;
@@ -161,8 +161,8 @@ impl FaasDriver for ClosureDriver {
         Ok(self.find(spec).err().into_iter().collect())
     }
 
-    fn reference(&self, gateway: &GatewayId, function: FunctionId, generation: Generation) -> DriverRef {
-        DriverRef::plain(gateway, function, generation)
+    fn reference(&self, gateway: &GatewayId, revision: &Revision) -> DriverRef {
+        DriverRef::plain(gateway, revision)
     }
 
     async fn deploy(&self, _: &CallContext, target: &DriverRef, request: DeployRequest) -> Result<DeploymentStatus> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::body::by_deadline;
 use crate::{
     Action, Authorizer, Decision, Error, ErrorKind, Invocation, InvokeResponse, Middleware, Next, Resource, Result,
     Stage,
@@ -25,7 +26,8 @@ impl Middleware for Authorize {
     async fn handle(&self, call: Box<Invocation>, next: Next<'_>) -> Result<Box<InvokeResponse>> {
         let revision = call.revision();
         let resource = Resource::function(&revision.key.tenant, &revision.key.name, Some(&revision.owner));
-        match self.0.authorize(&call.cx, Action::Invoke, resource).await? {
+        let decision = self.0.authorize(&call.cx, Action::Invoke, resource);
+        match by_deadline(call.cx.deadline(), decision).await? {
             Decision::Allow => next.run(call).await,
             Decision::Deny => Err(Error::new(ErrorKind::PermissionDenied, "the principal may not invoke this")),
         }

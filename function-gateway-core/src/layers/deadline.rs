@@ -107,13 +107,12 @@ impl Middleware for OneAttempt {
     }
 
     async fn handle(&self, mut call: Box<Invocation>, next: Next<'_>) -> Result<Box<InvokeResponse>> {
-        let outer = call.cx.deadline();
         let deadline = Deadline::after(self.0);
         // A streamed answer may go on past the attempt's time: only its start is bounded.
         if !call.revision().spec.streaming {
             call.cx = call.cx.with_deadline(deadline);
         }
-        match tokio::time::timeout_at(deadline.earliest(outer).instant().into(), next.run(call)).await {
+        match tokio::time::timeout_at(deadline.instant().into(), next.run(call)).await {
             Ok(result) => result,
             Err(_) => Err(timeout("attempt", Delivery::Unknown).with_retry(Retry::Transient)),
         }

@@ -49,8 +49,12 @@ impl MiddlewareFactory for Limit {
         &[SpecField::MaxInFlight, SpecField::Rate]
     }
 
-    fn admit(&self, _: &FunctionSpec, _: &Settings<'_>) -> Vec<Violation> {
-        Vec::new()
+    fn admit(&self, spec: &FunctionSpec, _: &Settings<'_>) -> Vec<Violation> {
+        let refused = spec.limits.rate.and_then(|rate| quota(rate).err());
+        refused
+            .map(|_| Violation::new(SpecField::Rate.pointer(), "allows more than one call in a nanosecond, or none"))
+            .into_iter()
+            .collect()
     }
 
     fn build(&self, revision: &Arc<Revision>, _: &Value) -> Result<Option<Arc<dyn Middleware>>> {

@@ -138,7 +138,11 @@ impl BodyObserver for ObserveBody {
         match end {
             BodyEnd::Complete => observation.answered(&outcome),
             BodyEnd::Failed(error) => observation.failed(error),
-            BodyEnd::Dropped => observation.ended(Some(crate::ErrorKind::Cancelled.code())),
+            BodyEnd::Dropped => {
+                let late = observation.state.deadline().is_some_and(|deadline| deadline.has_passed());
+                let kind = if late { crate::ErrorKind::DeadlineExceeded } else { crate::ErrorKind::Cancelled };
+                observation.ended(Some(kind.code()));
+            }
         }
         None
     }

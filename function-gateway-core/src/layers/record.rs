@@ -8,15 +8,15 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use serde_json::Value;
 
-use crate::body::{BodyObserver, Closing};
+use crate::body::{BodyObserver, Closing, timeout};
 use crate::config::RecordDefaults;
 use crate::host::Lifetime;
 use crate::invocation::DurableStart;
 use crate::{
-    BodyEnd, CallState, Delivery, Durability, Error, ErrorClass, ErrorKind, Failure, FunctionSpec, Invocation,
-    InvocationRecord, InvocationState, InvocationStore, InvokeResponse, KeepPayloads, KeptBytes, Middleware,
-    MiddlewareFactory, Next, Origin, Outcome, PrincipalId, RecordMode, Redactor, Result, Revision, Settings, SpecField,
-    Stage, TimedPhase, TraceParent, Violation,
+    BodyEnd, CallState, Cancellation, Delivery, Durability, Error, ErrorClass, ErrorKind, Failure, FunctionSpec,
+    Invocation, InvocationRecord, InvocationState, InvocationStore, InvokeResponse, KeepPayloads, KeptBytes,
+    Middleware, MiddlewareFactory, Next, Origin, Outcome, PrincipalId, RecordMode, Redactor, Result, Revision,
+    Settings, SpecField, Stage, TimedPhase, TraceParent, Violation,
 };
 
 /// Makes the recording for functions whose executions are recorded.
@@ -86,6 +86,7 @@ impl Middleware for RecordCalls {
             call.durable_start =
                 recording.call.as_ref().map(|call| DurableStart::new(keeper.begin(Arc::new(call.record()))));
         }
+        let start = call.durable_start.clone();
         match next.run(call).await {
             Ok(mut response) => {
                 recording.answered(&response);
@@ -100,12 +101,13 @@ impl Middleware for RecordCalls {
                 };
                 Ok(response)
             }
-            Err(error) if is_refusal(&error) || error.operation() == Some(BEGIN) => {
+            Err(error) if is_refusal(&error) || start.is_some_and(|start| start.has_failed()) => {
                 recording.forget();
                 Err(error)
             }
             Err(error) => {
-                recording.finish(Ending::Error(&error)).await?;
+                // The caller's own error is worth more than one of its record, which is logged.
+                let _ = recording.finish(Ending::Error(&error)).await;
                 Err(error)
             }
         }
@@ -119,12 +121,21 @@ fn is_refusal(error: &Error) -> bool {
         && error.context_value("limit").is_some()
 }
 
-const BEGIN: &str = "begin record";
-
 impl Keeper {
     fn begin(&self, record: Arc<InvocationRecord>) -> Closing {
         let store = Arc::clone(&self.store);
-        Box::pin(async move { store.begin(record).await.map_err(|error| error.with_operation(BEGIN)) })
+        Box::pin(async move { store.begin(record).await })
+    }
+
+    /// Writes a final record. A failure of the store is the caller's only where the policy promises durability.
+    async fn write(&self, record: Arc<InvocationRecord>) -> Result<()> {
+        let durable = self.policy.mode == RecordMode::Durable;
+        let durability = if durable { Durability::Durable } else { Durability::Buffered };
+        let id = record.id;
+        let Err(error) = self.store.finish(record, durability).await else { return Ok(()) };
+        metrics::counter!("function_gateway.records.lost").increment(1);
+        tracing::error!(%id, ?error, "the record of an execution could not be kept");
+        if durable { Err(error.with_delivery(Delivery::Executed).with_retry(crate::Retry::Never)) } else { Ok(()) }
     }
 }
 
@@ -150,6 +161,7 @@ struct RecordedCall {
     caller: PrincipalId,
     origin: Origin,
     trace: Option<TraceParent>,
+    cancellation: Option<Cancellation>,
     state: Arc<CallState>,
     revision: Arc<Revision>,
 }
@@ -160,6 +172,7 @@ impl Recording {
             caller: call.cx.principal().id.clone(),
             origin: call.cx.origin(),
             trace: call.cx.trace(),
+            cancellation: call.cx.cancellation().cloned(),
             state: Arc::clone(call.state()),
             revision: Arc::clone(call.revision()),
         };
@@ -195,18 +208,29 @@ impl Recording {
         self.keep(record).await
     }
 
-    /// Keeps a final record. A failure of the store is the caller's only where the policy promises durability.
+    /// Keeps a final record, also where its caller does not wait for it.
     fn keep(&self, record: Arc<InvocationRecord>) -> impl Future<Output = Result<()>> + Send + 'static {
-        let durable = self.keeper.policy.mode == RecordMode::Durable;
-        let store = Arc::clone(&self.keeper.store);
+        let mut unkept = Unkept { keeper: Arc::clone(&self.keeper), record: Some(Arc::clone(&record)) };
         async move {
-            let durability = if durable { Durability::Durable } else { Durability::Buffered };
-            let id = record.id;
-            let Err(error) = store.finish(record, durability).await else { return Ok(()) };
-            metrics::counter!("function_gateway.records.lost").increment(1);
-            tracing::error!(%id, ?error, "the record of an execution could not be kept");
-            if durable { Err(error.with_delivery(Delivery::Executed).with_retry(crate::Retry::Never)) } else { Ok(()) }
+            let written = unkept.keeper.write(record).await;
+            drop(unkept.record.take());
+            written
         }
+    }
+
+    /// Why a call was given up.
+    fn given_up(&self, call: &RecordedCall) -> Error {
+        if call.state.deadline().is_some_and(|deadline| deadline.has_passed()) {
+            return timeout("total", Delivery::Unknown);
+        }
+        let message = if self.keeper.lifetime.killed.is_cancelled() {
+            "the gateway was stopped before the answer was complete"
+        } else if call.cancellation.as_ref().is_some_and(Cancellation::is_cancelled) {
+            "the caller gave the call up before the answer was complete"
+        } else {
+            "the caller went away before the answer was complete"
+        };
+        Error::new(ErrorKind::Cancelled, message)
     }
 
     fn ended(&self, call: &RecordedCall, ending: &Ending<'_>) -> Arc<InvocationRecord> {
@@ -219,15 +243,7 @@ impl Recording {
         (record.state, record.failure) = match ending {
             Ending::Answered => of_outcome(self.answer.as_ref().map(|(_, outcome)| outcome), redactor),
             Ending::Error(error) => of_error(error, redactor),
-            Ending::Dropped => {
-                let failure = Failure::new(
-                    ErrorClass::Cancelled,
-                    ErrorKind::Cancelled.code(),
-                    "the caller went away before the answer was complete",
-                    delivered,
-                );
-                (InvocationState::Cancelled, Some(failure))
-            }
+            Ending::Dropped => of_error(&self.given_up(call).with_delivery(delivered), redactor),
         };
         record.status = self.answer.as_ref().map(|(status, _)| *status);
         // Not read from the clock, which may have been set back meanwhile.
@@ -246,6 +262,33 @@ impl Recording {
     }
 }
 
+/// A final record that is being written. Given up by its caller, it is written by a task; written twice, the store
+/// refuses the second.
+struct Unkept {
+    keeper: Arc<Keeper>,
+    record: Option<Arc<InvocationRecord>>,
+}
+
+impl Drop for Unkept {
+    fn drop(&mut self) {
+        let Some(record) = self.record.take() else { return };
+        let keeper = Arc::clone(&self.keeper);
+        self.keeper.lifetime.spawn(async move {
+            let durability = match keeper.policy.mode {
+                RecordMode::Durable => Durability::Durable,
+                _ => Durability::Buffered,
+            };
+            match keeper.store.finish(Arc::clone(&record), durability).await {
+                Err(error) if error.kind() != ErrorKind::Conflict => {
+                    metrics::counter!("function_gateway.records.lost").increment(1);
+                    tracing::error!(id = %record.id, ?error, "the record of an execution could not be kept");
+                }
+                _ => {}
+            }
+        });
+    }
+}
+
 impl Drop for Recording {
     fn drop(&mut self) {
         if let Some(call) = self.call.take() {
@@ -257,7 +300,7 @@ impl Drop for Recording {
 
 impl RecordedCall {
     fn record(&self) -> InvocationRecord {
-        let Self { caller, origin, trace, state, revision } = self;
+        let Self { caller, origin, trace, state, revision, .. } = self;
         let served_by = state.served_by();
         let revision = served_by.as_ref().unwrap_or(revision);
         let mut record = InvocationRecord::new(state.id, revision, caller.clone(), state.created_at);

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::capability::may_retry;
 use crate::{
-    Error, FunctionSpec, Invocation, InvokeResponse, Middleware, MiddlewareFactory, Next, Outcome, Result, Retry,
-    RetryPolicy, Revision, Settings, SpecField, Stage, Violation,
+    Delivery, Error, ErrorKind, FunctionSpec, Invocation, InvokeResponse, Middleware, MiddlewareFactory, Next, Outcome,
+    Result, Retry, RetryPolicy, Revision, Settings, SpecField, Stage, Violation,
 };
 
 /// Makes the retry for functions whose specification has a policy.
@@ -86,7 +86,8 @@ impl RetryCalls {
 fn wants_retry(result: &Result<Box<InvokeResponse>>, spec: &FunctionSpec) -> bool {
     match result {
         Ok(response) => matches!(response.outcome, Outcome::Failed(_)) && spec.idempotent,
-        Err(error) => may_retry(error, spec),
+        // A deployment that is missing is made again, or routed around, further out.
+        Err(error) => error.kind() != ErrorKind::NotDeployed && may_retry(error, spec),
     }
 }
 
@@ -104,12 +105,19 @@ impl Middleware for RetryCalls {
         self.budget.deposit();
         let spec = Arc::clone(call.revision());
         let mut attempt = 1;
+        let mut delivery = Delivery::NotSent;
         loop {
             call.cx = call.cx.with_attempt(attempt);
             let Some(again) = call.try_clone() else { return next.run(call).await };
             let deadline = call.cx.deadline();
+            // What an earlier attempt may have delivered, a later failure does not undo.
             let result = next.run(call).await;
-            if !wants_retry(&result, &spec.spec) {
+            let again_wanted = wants_retry(&result, &spec.spec);
+            let result = result.map_err(|error| {
+                delivery = delivery.max(error.delivery());
+                error.with_delivery(delivery)
+            });
+            if !again_wanted {
                 return result;
             }
             let asked = result.as_ref().err().and_then(Error::retry_after);

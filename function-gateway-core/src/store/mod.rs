@@ -242,7 +242,8 @@ pub trait InvocationStore: fmt::Debug + Send + Sync + 'static {
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) where the state is final.
     async fn begin(&self, record: Arc<InvocationRecord>) -> Result<()>;
 
-    /// Keeps a record in its final state: a new one, or in place of the same one that was begun.
+    /// Keeps a record in its final state: a new one, or in place of the same one that was begun. It is the same where id,
+    /// function and `created_at` are: two calls that bring one id are two executions.
     ///
     /// # Errors
     /// [`Conflict`](crate::ErrorKind::Conflict) where the record is in a final state already, or is another function's;

@@ -569,3 +569,59 @@ async fn ids_are_not_repeated() {
     }
     assert_eq!(ids.len(), 100);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_streamed_answer_that_nobody_reads_ends_at_its_deadline() {
+    let mut bounded = streaming();
+    bounded.timeouts.total = Some(Duration::from_secs(1));
+    bounded.limits.max_in_flight = Some(1);
+    bounded.limits.max_queued = Some(0);
+    let setup = with_function(bounded).await;
+    setup.engine.on_invoke(Handler::stream(["a", "b"], &Gate::new()));
+    let answer = invoke(&setup, "").await.unwrap();
+    let id = answer.invocation_id().unwrap();
+    setup.engine.until(|engine| engine.in_flight() == 0).await;
+    invoke(&setup, "").await.unwrap();
+    let error = answer.body.collect(10).await.unwrap_err();
+    assert_eq!(error.context_value("timeout"), Some("total"));
+    assert_eq!(setup.gateway.execution(&cx(), id).await.unwrap().state, InvocationState::TimedOut);
+}
+
+#[tokio::test]
+async fn a_streamed_answer_ends_by_the_callers_signal_and_by_shutdown() {
+    let setup = with_function(streaming()).await;
+    setup.engine.on_invoke(Handler::stream(["a", "b"], &Gate::new()));
+    let cancellation = Cancellation::new();
+    let signalled = cx().with_cancellation(cancellation.clone());
+    let answer = setup.gateway.invoke(&signalled, &function("f"), InvokeRequest::new("")).await.unwrap();
+    cancellation.cancel();
+    assert_eq!(soon(answer.body.collect(10)).await.unwrap_err().kind(), ErrorKind::Cancelled);
+
+    let answer = invoke(&setup, "").await.unwrap();
+    soon(setup.gateway.shutdown(Duration::ZERO)).await.unwrap();
+    assert_eq!(soon(answer.body.collect(10)).await.unwrap_err().kind(), ErrorKind::Cancelled);
+    let page = setup.gateway.executions(&cx(), &RecordFilter::default(), &Default::default()).await.unwrap();
+    let reasons: Vec<_> = page.items.iter().map(|record| record.failure.as_ref().unwrap().message.as_str()).collect();
+    assert!(reasons[0].contains("stopped") && reasons[1].contains("gave the call up"), "{reasons:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_never_starts_is_bounded_by_how_long_it_may_be_silent() {
+    let mut silent = streaming();
+    silent.timeouts.idle = Some(Duration::from_secs(1));
+    let setup = with_function(silent).await;
+    setup.engine.on_invoke(Handler::hang());
+    let error = invoke(&setup, "").await.unwrap_err();
+    assert_eq!(error.context_value("timeout"), Some("first_byte"));
+}
+
+#[tokio::test]
+async fn an_attempt_that_may_have_been_delivered_is_not_undone_by_a_later_failure() {
+    let setup = with_function(retried(true)).await;
+    let calls = Arc::new(AtomicU32::new(0));
+    setup.engine.on_invoke(Handler::new(move |_, _| {
+        let first = calls.fetch_add(1, Ordering::SeqCst) == 0;
+        async move { Err(unavailable(if first { Delivery::Unknown } else { Delivery::NotSent })) }
+    }));
+    assert_eq!(invoke(&setup, "").await.unwrap_err().delivery(), Delivery::Unknown);
+}

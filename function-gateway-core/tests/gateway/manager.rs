@@ -107,7 +107,7 @@ async fn an_update_serves_the_new_revision_and_removes_the_old_one_later() {
     assert_eq!(retired.state, RevisionState::Retired);
     let wait = retired.due_at.unwrap().since(retired.since);
     let config = gateway.config();
-    assert_eq!(wait, config.route_ttl + config.default_total_timeout);
+    assert_eq!(wait, config.route_ttl + config.default_total_timeout + config.drain_margin);
     assert_eq!(setup.engine.targets().len(), 2);
 }
 
@@ -120,7 +120,8 @@ async fn a_retired_revision_is_removed_once_its_calls_have_ended() {
     let updated = gateway.update(&cx(), &name("echo"), spec_number(2), Precondition::none()).await.unwrap();
     gateway.reconcile_due().await.unwrap();
     assert_eq!(setup.engine.targets().len(), 2);
-    clock.advance(gateway.config().route_ttl + gateway.config().default_total_timeout);
+    let config = gateway.config();
+    clock.advance(config.route_ttl + config.default_total_timeout + config.drain_margin);
     gateway.reconcile_due().await.unwrap();
     let target = updated.status.deployment(generation(2)).unwrap().target.clone();
     assert_eq!(setup.engine.targets(), [target]);
@@ -187,6 +188,25 @@ async fn a_transient_failure_to_deploy_is_tried_again() {
     let created = setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
     assert_eq!(created.status.phase, Phase::Ready);
     assert_eq!(setup.engine.count(Op::Deploy), 3);
+}
+
+#[tokio::test]
+async fn a_failed_function_is_tried_again_by_asking_for_the_same() {
+    let setup = gateway().await;
+    setup.engine.inject(Op::Deploy, Fault::error(Error::new(ErrorKind::Engine, "no")).times(1));
+    let created = setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    assert_eq!(created.status.phase, Phase::Failed);
+    let again = setup.gateway.update(&cx(), &name("echo"), spec(), Precondition::none()).await.unwrap();
+    assert_eq!((again.status.phase, again.generation), (Phase::Ready, generation(1)));
+}
+
+#[tokio::test]
+async fn one_odd_answer_of_an_engine_does_not_fail_a_generation_for_good() {
+    let setup = gateway().await;
+    setup.engine.set_readiness(Readiness::AfterPolls(3));
+    setup.engine.inject(Op::Status, Fault::error(Error::new(ErrorKind::Engine, "gibberish")).times(1));
+    let created = setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
+    assert_eq!(created.status.phase, Phase::Ready);
 }
 
 #[tokio::test]
@@ -285,6 +305,13 @@ async fn a_function_whose_engine_is_down_is_deleted_once_it_is_back() {
     let hurry = cx().with_deadline(Deadline::after(Duration::from_millis(20)));
     let left = setup.gateway.delete(&hurry, &name("echo"), Precondition::none()).await.unwrap().unwrap();
     assert_eq!(left.status.phase, Phase::Deleting);
+    for reference in ["echo", "echo@1"] {
+        let error = setup.gateway.invoke(&cx(), &function(reference), InvokeRequest::new("")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotReady, "{reference}");
+    }
+    setup.engine.lose_all();
+    assert_eq!(setup.gateway.sweep().await.unwrap().repaired, 0, "what is being deleted is not repaired");
+    assert_eq!(setup.gateway.get(&cx(), &name("echo")).await.unwrap().status.phase, Phase::Deleting);
     assert!(left.status.condition(ConditionKind::RemoveFailed).is_some());
     let error = setup.gateway.update(&cx(), &name("echo"), spec_number(1), Precondition::none()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);

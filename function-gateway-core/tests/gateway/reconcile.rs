@@ -199,9 +199,9 @@ async fn deploy_orphan(
 ) -> function_gateway_core::DriverRef {
     use function_gateway_core::{DeployRequest, FunctionId, Generation, Revision, RevisionReason, Timestamp};
     let (gateway, id) = (gateway.parse().unwrap(), FunctionId::generate());
-    let target = driver.reference(&gateway, id, Generation::FIRST);
     let created = (Timestamp::now(), "ada".parse().unwrap());
     let revision = Revision::new(key(), id, Generation::FIRST, spec, created, RevisionReason::Created);
+    let target = driver.reference(&gateway, &revision);
     driver.deploy(&cx(), &target, DeployRequest::new(gateway, Arc::new(revision))).await.unwrap();
     target
 }

@@ -243,3 +243,60 @@ async fn a_used_id_is_not_executed_twice_where_records_are_durable() {
     assert_eq!(setup.engine.count(Op::Invoke), 1);
     assert_eq!(records(&setup).await[0].state, InvocationState::Succeeded);
 }
+
+/// A store for records whose writes wait at a gate, as a disk does.
+#[derive(Debug)]
+struct Slow {
+    inner: Arc<function_gateway_core::store::memory::MemoryStore>,
+    gate: Gate,
+}
+
+#[async_trait::async_trait]
+impl InvocationStore for Slow {
+    async fn begin(&self, record: Arc<InvocationRecord>) -> Result<()> {
+        self.inner.begin(record).await
+    }
+    async fn finish(&self, record: Arc<InvocationRecord>, durability: Durability) -> Result<()> {
+        self.gate.pass().await;
+        self.inner.finish(record, durability).await
+    }
+    async fn flush(&self) -> Result<()> {
+        InvocationStore::flush(&*self.inner).await
+    }
+    async fn get(&self, tenant: &TenantId, id: InvocationId) -> Result<Option<Arc<InvocationRecord>>> {
+        InvocationStore::get(&*self.inner, tenant, id).await
+    }
+    async fn list(
+        &self,
+        tenant: &TenantId,
+        filter: &RecordFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<InvocationRecord>>> {
+        InvocationStore::list(&*self.inner, tenant, filter, page).await
+    }
+    async fn statistics(&self, tenant: &TenantId, query: &StatisticsQuery) -> Result<Statistics> {
+        self.inner.statistics(tenant, query).await
+    }
+    async fn retain(&self, retention: &Retention, now: Timestamp, limit: usize) -> Result<u64> {
+        self.inner.retain(retention, now, limit).await
+    }
+}
+
+#[tokio::test]
+async fn a_record_is_kept_although_its_caller_goes_away_while_it_is_written() {
+    for mode in [mode(RecordMode::Buffered), mode(RecordMode::Durable)] {
+        let gate = Gate::new();
+        let slow = Arc::new(Slow { inner: crate::common::store(), gate: gate.clone() });
+        let setup = gateway_with(|builder| builder.invocation_store(slow)).await;
+        setup.gateway.create(&cx(), &name("f"), mode).await.unwrap();
+        let gateway = setup.gateway.clone();
+        let call = tokio::spawn(async move { gateway.invoke(&cx(), &function("f"), InvokeRequest::new("")).await });
+        soon(gate.reached_by(1)).await;
+        call.abort();
+        let _ = call.await;
+        gate.open();
+        setup.gateway.shutdown(Duration::from_secs(60)).await.unwrap();
+        let records = records(&setup).await;
+        assert_eq!((records.len(), records[0].state), (1, InvocationState::Succeeded));
+    }
+}

@@ -151,7 +151,14 @@ impl Bench {
         self.target_of(&gateway, FunctionId::generate(), Generation::FIRST, spec)
     }
 
+    /// A revision of a function.
     #[expect(clippy::unwrap_used, reason = "the names are constants that are valid")]
+    pub(super) fn revision(&self, function: FunctionId, generation: Generation, spec: &FunctionSpec) -> Revision {
+        let key = FunctionKey::new("conformance".parse().unwrap(), "function".parse().unwrap());
+        let created = (Timestamp::now(), "suite".parse().unwrap());
+        Revision::new(key, function, generation, spec.clone(), created, RevisionReason::Created)
+    }
+
     fn target_of(
         &self,
         gateway: &GatewayId,
@@ -159,10 +166,8 @@ impl Bench {
         generation: Generation,
         spec: &FunctionSpec,
     ) -> Target {
-        let key = FunctionKey::new("conformance".parse().unwrap(), "function".parse().unwrap());
-        let created = (Timestamp::now(), "suite".parse().unwrap());
-        let revision = Revision::new(key, function, generation, spec.clone(), created, RevisionReason::Created);
-        let reference = self.driver.reference(gateway, function, generation);
+        let revision = self.revision(function, generation, spec);
+        let reference = self.driver.reference(gateway, &revision);
         Target { gateway: gateway.clone(), revision: Arc::new(revision), reference, secrets: Vec::new() }
     }
 

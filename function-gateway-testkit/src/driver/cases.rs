@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use function_gateway_core::{
     Body, Delivery, DeploymentState, DriverCapabilities, DriverRequest, Error, ErrorClass, ErrorKind, FunctionId,
-    GatewayId, Generation, InvokeResponse, ListScope, LogQuery, Outcome, Protocol, Result, Scope, Secret,
+    GatewayId, Generation, InvokeResponse, ListScope, LogQuery, Outcome, Protocol, Result, ScaleRequest, Scope, Secret,
     SecretBinding, SecretVariable, TraceParent,
 };
 use futures_util::future::join_all;
@@ -53,14 +53,16 @@ pub async fn probe_names_the_engine(bench: &Bench) -> CaseResult {
 
 /// `reference`: the same for the same arguments in every process, another one for any other.
 pub async fn references_are_pure_and_distinct(bench: &Bench) -> CaseResult {
+    let spec = bench.spec(&Behaviour::Echo)?;
     let mut seen = BTreeSet::new();
     let second = bench.another_process().await.ok();
     for gateway in [GatewayId::generate(), GatewayId::generate()] {
         for function in [FunctionId::generate(), FunctionId::generate()] {
             for generation in [Generation::FIRST, Generation::FIRST.next()] {
-                let reference = bench.driver.reference(&gateway, function, generation);
+                let revision = bench.revision(function, generation, &spec);
+                let reference = bench.driver.reference(&gateway, &revision);
                 for driver in [Some(&bench.driver), second.as_ref()].into_iter().flatten() {
-                    let again = driver.reference(&gateway, function, generation);
+                    let again = driver.reference(&gateway, &revision);
                     assert_eq!(reference, again, "two references for the same arguments");
                 }
                 assert!(seen.insert(reference), "one reference for different arguments");
@@ -680,7 +682,7 @@ pub async fn logs_are_read_or_refused(bench: &Bench) -> CaseResult {
 pub async fn scaling_works_or_is_refused(bench: &Bench) -> CaseResult {
     let spec = bench.spec(&Behaviour::Echo)?;
     let target = bench.deployed(&spec).await;
-    let scaled = bench.driver.scale(&bench.cx(), &target.reference, 2).await;
+    let scaled = bench.driver.scale(&bench.cx(), &target.reference, ScaleRequest::new(2)).await;
     if bench.capabilities(&spec).scale {
         scaled.expect_ok("scale");
         bench.ready(&*bench.driver, &target).await;

@@ -194,6 +194,10 @@ pub async fn a_record_of_another_function_is_not_overwritten(store: Store) {
         let result = store.finish(Arc::new(end), Durability::Durable).await;
         assert_eq!(refused(result), ErrorKind::Conflict, "{other:?}");
     }
+    // Nor by another call of the same function that brings the same id.
+    let mut again = end(record.clone(), InvocationState::Failed);
+    again.created_at = time(1);
+    assert_eq!(refused(store.finish(Arc::new(again), Durability::Durable).await), ErrorKind::Conflict);
     assert_eq!(get(&store, &record).await.as_deref(), Some(&record));
     assert_eq!(statistics(&store, &mine, time(0), time(60)).await, Statistics::default());
 }

@@ -65,7 +65,7 @@ impl Deployed {
             (Timestamp::now(), "ada".parse().unwrap()),
             RevisionReason::Created,
         ));
-        let target = driver.reference(&gateway, revision.function, revision.generation);
+        let target = driver.reference(&gateway, &revision);
         Self { driver, target, gateway, revision, logs: LogSink::detached(1 << 20) }
     }
 
