@@ -1,0 +1,7 @@
+//! The whole stack through the public API: drivers, middleware and core together.
+
+#[cfg(test)]
+#[path = "../common/mod.rs"]
+mod common;
+#[cfg(test)]
+mod switch;
