@@ -22,6 +22,18 @@ pub enum Origin {
     Event,
 }
 
+impl Origin {
+    /// The name in JSON, spans and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sync => "sync",
+            Self::Async => "async",
+            Self::Event => "event",
+        }
+    }
+}
+
 /// Tells work that it is no longer wanted. Clones share the signal.
 #[derive(Clone, Default)]
 pub struct Cancellation(CancellationToken);

@@ -65,7 +65,7 @@ fn span(call: &Invocation) -> Span {
         faas.invocation_id = %call.state().id,
         faas.invoked_name = %revision.key.name,
         faas.invoked_provider = %revision.spec.driver,
-        faas.trigger = ?call.cx.origin(),
+        faas.trigger = call.cx.origin().as_str(),
         function_gateway.tenant = %revision.key.tenant,
         function_gateway.generation = revision.generation.get(),
         function_gateway.traceparent = call.cx.trace().map(field::display),
