@@ -142,3 +142,12 @@ pub fn median(mut figures: Vec<Duration>) -> Duration {
     figures.sort_unstable();
     figures.get(figures.len() / 2).copied().unwrap_or_default()
 }
+
+/// How many times as long as `base` something took: the middle one of the ratios of each round.
+#[must_use]
+pub fn ratio(times: &[Duration], base: &[Duration]) -> f64 {
+    let mut ratios: Vec<_> =
+        times.iter().zip(base).map(|(time, base)| time.as_secs_f64() / base.as_secs_f64()).collect();
+    ratios.sort_unstable_by(f64::total_cmp);
+    ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
+}
