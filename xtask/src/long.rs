@@ -2,8 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::Result;
 use crate::workspace::{Workspace, output, run};
+use crate::{Result, instructions};
 
 pub(crate) const SOAK_SUMMARY: &str = "Run the tests with long counts, optimised";
 pub(crate) const SOAK_HELP: &str = "\
@@ -17,7 +17,9 @@ The seed is shown, so that a failure can be repeated.";
 pub(crate) const BENCH_SUMMARY: &str = "Run the benchmarks and show their figures";
 pub(crate) const BENCH_HELP: &str = "\
 Runs `cargo bench -p function-gateway-benches` with the arguments, such as `--bench pipeline`. The method is described
-in docs/performance.md.";
+in docs/performance.md.
+
+  --instructions    count instructions instead, by valgrind, and compare with benches/instructions.txt";
 
 const SOAK: [&str; 5] = ["test", "--workspace", "--all-features", "--release", "--"];
 
@@ -67,6 +69,9 @@ fn clock_seed() -> u64 {
 }
 
 pub(crate) fn bench(workspace: &Workspace, args: &[String]) -> Result<()> {
+    if args == ["--instructions"] {
+        return instructions::check(workspace);
+    }
     run(workspace.cargo(["bench", "-p", "function-gateway-benches"]).args(args))
 }
 

@@ -9,6 +9,7 @@ use crate::workspace::Workspace;
 mod architecture;
 mod docs;
 mod files;
+mod instructions;
 mod licences;
 mod long;
 mod markdown;
@@ -69,7 +70,7 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "bench",
-        arguments: "[ARGS...]",
+        arguments: "[--instructions | ARGS...]",
         summary: long::BENCH_SUMMARY,
         help: long::BENCH_HELP,
         run: long::bench,

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::workspace::{Package, Workspace, answers, output, run};
-use crate::{Result, architecture, docs, licences, readme, tidy};
+use crate::{Result, architecture, docs, instructions, licences, readme, tidy};
 
 pub(crate) const SUMMARY: &str = "Run every check and test; the steps, in order, or only those that are named";
 pub(crate) const HELP: &str = "\
@@ -23,13 +23,14 @@ Steps, cheap ones first; the first that fails ends the run:
   docs           the generated sections of documents are up to date
   examples       every example runs and ends well
   readme         what README.md says works
-  benches        the benchmarks build";
+  benches        the benchmarks build
+  instructions   a call takes no more instructions than are committed";
 
 /// Set for the tests: what can't run here fails instead of being skipped.
 const TEST_ENVIRONMENT: &[(&str, &str)] = &[("FUNCTION_GATEWAY_CONFORMANCE_STRICT", "1")];
 
 /// Programs that tests and sample functions use, and the Debian packages that bring them.
-const PROGRAMS: &[(&str, &str)] = &[("python3", "python3-minimal")];
+const PROGRAMS: &[(&str, &str)] = &[("python3", "python3-minimal"), ("valgrind", "valgrind")];
 
 struct Step {
     name: &'static str,
@@ -50,6 +51,7 @@ const STEPS: &[Step] = &[
     Step { name: "examples", run: examples },
     Step { name: "readme", run: readme::check },
     Step { name: "benches", run: benches },
+    Step { name: "instructions", run: instructions::check },
 ];
 
 pub(crate) fn command(workspace: &Workspace, args: &[String]) -> Result<()> {
