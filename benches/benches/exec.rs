@@ -120,7 +120,7 @@ impl Function {
         let (id, created) = (FunctionId::generate(), (Timestamp::now(), cx.principal().id.clone()));
         let revision = Revision::new(key, id, Generation::FIRST, spec.clone(), created, RevisionReason::Created);
         let revision = Arc::new(revision);
-        let target = driver.reference(&parse("bench"), id, Generation::FIRST);
+        let target = driver.reference(&parse("bench"), &revision);
         driver.deploy(&cx, &target, DeployRequest::new(parse("bench"), Arc::clone(&revision))).await.unwrap();
 
         let gateway = Gateway::builder()

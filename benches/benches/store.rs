@@ -147,6 +147,6 @@ fn make(name: &str) -> (Function, Revision) {
     let key = FunctionKey::new(tenant(), parse(name));
     let (id, created) = (FunctionId::generate(), (Timestamp::now(), caller().principal().id.clone()));
     let revision = Revision::new(key, id, Generation::FIRST, noop_spec(), created, RevisionReason::Created);
-    let target = DriverRef::plain(&parse("bench"), id, Generation::FIRST);
+    let target = DriverRef::plain(&parse("bench"), &revision);
     (Function::new(&revision, target), revision)
 }
