@@ -269,6 +269,12 @@ impl Host {
     ) -> Result<Arc<Serving>> {
         self.routes.invalidate(key);
         let route = self.routes.find(&self.functions, key).await?;
+        if route.function.id != missing.revision.function {
+            // The call was let in, and its record begun, for the function that is gone.
+            let message =
+                "the function was deleted meanwhile, and another one bears its name: call again to reach that";
+            return Err(Error::new(ErrorKind::NotDeployed, message));
+        }
         let again = self.serving_on(&route, qualifier).await?;
         if again.revision.generation == missing.revision.generation && again.capabilities.scope == Scope::PerProcess {
             self.ensure_deployed(cx, &again).await?;

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use function_gateway_core::{
     Body, CallContext, Cancellation, Deadline, Delivery, Error, ErrorKind, FunctionExecutor as _,
     FunctionExecutorExt as _, FunctionManager as _, FunctionSpec, InvocationState, InvokeRequest, InvokeResponse,
-    Origin, Outcome, PayloadFormat, Precondition, Rate, RecordFilter, Result, Retry, RetryPolicy, Scope, TraceParent,
+    Origin, Outcome, PayloadFormat, Precondition, Rate, RecordFilter, RecordMode, Result, Retry, RetryPolicy, Scope,
+    TraceParent,
 };
 use function_gateway_testkit::{Gate, Handler, Op, ScriptedDriver};
 use futures_util::StreamExt as _;
@@ -453,6 +454,31 @@ async fn a_call_on_a_stale_route_goes_to_the_revision_that_serves_by_now() {
     assert_eq!(text(answer).await, "moved");
     let record = one.execution(&cx(), id).await.unwrap();
     assert_eq!((record.generation.get(), record.attempts), (2, 2));
+}
+
+#[tokio::test]
+async fn a_call_that_was_let_in_for_one_function_does_not_reach_another_of_its_name() {
+    let setup = with_function(spec()).await;
+    let mut durable = spec();
+    durable.record.mode = Some(RecordMode::Durable);
+    setup.gateway.update(&cx(), &name("f"), durable.clone(), Precondition::none()).await.unwrap();
+    invoke(&setup, "").await.unwrap();
+    let old = setup.gateway.get(&cx(), &name("f")).await.unwrap().id;
+    // Another process, so that this one goes on by its cached route.
+    let other = over(&setup.store, &setup.engine).build().await.unwrap();
+    other.delete(&cx(), &name("f"), Precondition::none()).await.unwrap();
+    other.create(&cx(), &name("f"), durable).await.unwrap();
+
+    let id = function_gateway_core::InvocationId::generate();
+    let mine = cx().with_invocation_id(id);
+    let error = setup.gateway.invoke(&mine, &function("f"), InvokeRequest::new("")).await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.delivery(), error.retry()),
+        (ErrorKind::NotDeployed, Delivery::NotSent, Retry::Transient)
+    );
+    let record = setup.gateway.execution(&cx(), id).await.unwrap();
+    assert_eq!((record.function, record.state), (old, InvocationState::Failed));
+    assert_eq!(text(invoke(&setup, "again").await.unwrap()).await, "again");
 }
 
 #[tokio::test]
