@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,7 @@ pub struct ChaosDriver {
     rates: ChaosRates,
     own_rates: HashMap<Op, ChaosRates>,
     calls: Mutex<HashMap<Op, u64>>,
+    healed: AtomicBool,
 }
 
 impl ChaosDriver {
@@ -73,7 +75,7 @@ impl ChaosDriver {
     #[must_use]
     pub fn new(inner: Arc<dyn FaasDriver>, seed: u64, rates: ChaosRates) -> Self {
         eprintln!("ChaosDriver around {}: seed {seed}", inner.info().kind);
-        Self { inner, seed, rates, own_rates: HashMap::new(), calls: Mutex::default() }
+        Self { inner, seed, rates, own_rates: HashMap::new(), calls: Mutex::default(), healed: AtomicBool::new(false) }
     }
 
     /// Sets the rates of one operation.
@@ -83,6 +85,11 @@ impl ChaosDriver {
         self
     }
 
+    /// Injects nothing from now on, so that a test can see everything settle. What has begun already ends as it was to.
+    pub fn heal(&self) {
+        self.healed.store(true, Ordering::Relaxed);
+    }
+
     /// The seed, to repeat a run.
     #[must_use]
     pub fn seed(&self) -> u64 {
@@ -90,6 +97,9 @@ impl ChaosDriver {
     }
 
     fn fate(&self, op: Op) -> Fate {
+        if self.healed.load(Ordering::Relaxed) {
+            return Fate::default();
+        }
         let number = {
             let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
             let number = calls.entry(op).or_default();
@@ -226,6 +236,16 @@ mod tests {
         let seven = fates(7);
         assert!(seven.iter().any(|fate| fate.before) && seven.iter().any(|fate| fate.after));
         assert!(seven.iter().any(|fate| fate.not_deployed) && seven.iter().any(|fate| fate.delay.is_some()));
+    }
+
+    #[tokio::test]
+    async fn a_healed_driver_fails_no_more() {
+        let cx = CallContext::new(Principal::new("acme".parse().unwrap(), "ada".parse().unwrap()));
+        let always = ChaosRates::default().with(|rates| rates.before = 1.0);
+        let chaos = ChaosDriver::new(Arc::new(ScriptedDriver::new()), 1, always);
+        chaos.probe(&cx).await.unwrap_err();
+        chaos.heal();
+        chaos.probe(&cx).await.unwrap();
     }
 
     #[tokio::test]
