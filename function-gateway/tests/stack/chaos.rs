@@ -48,7 +48,7 @@ impl Kind {
         let mut spec = scripted("scripted").with_env("NUMBER", number.to_string());
         spec.idempotent = self == Self::Idempotent;
         spec.retry = (self != Self::Plain).then(|| RetryPolicy::attempts(4));
-        spec.record.mode = (number % 2 == 0).then_some(RecordMode::Durable);
+        spec.record.mode = number.is_multiple_of(2).then_some(RecordMode::Durable);
         spec.timeouts.total = Some(Duration::from_secs(5));
         spec
     }
