@@ -177,6 +177,7 @@ async fn two_gateways(times: u64) {
         assert_eq!(function.status.phase, Phase::Ready);
         assert_eq!(engine.targets().len(), 2);
         // The other process may go on by the old route for this long, and the calls that it lets in by then end.
+        // sleep: a route may be used for this long by the clock of the process, which can not be told otherwise.
         tokio::time::sleep(one.config().route_ttl).await;
         callers.turn_over().await;
         clock.advance(Duration::from_secs(3600));
