@@ -1,7 +1,7 @@
 //! A process for each call, against starting the same program by hand.
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark")]
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,15 +61,18 @@ fn compare(runtime: &tokio::runtime::Runtime, host: &str) {
     }
 }
 
-/// What a program does that wants the result and nothing else.
+/// What a program does that wants result, log and exit status. The child gets nothing of this process's environment, as
+/// the driver's does: `cargo` sets `LD_LIBRARY_PATH`, whose folders are then searched for each library first, and a
+/// locale has `cat` load its files. That weighs more than what is compared here.
 fn spawn(program: &str) -> Vec<u8> {
-    let mut child = Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut command = Command::new(program);
+    command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
     // A program that reads nothing may be gone already.
     let _ = child.stdin.take().unwrap().write_all(&PAYLOAD);
-    let mut result = Vec::new();
-    child.stdout.take().unwrap().read_to_end(&mut result).unwrap();
-    assert!(child.wait().unwrap().success());
-    result
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    output.stdout
 }
 
 fn in_threads(at_a_time: u32, call: impl Fn() + Sync) -> Duration {
