@@ -28,7 +28,7 @@ pub struct GatewayConfig {
     pub default_manage_wait: Duration,
     /// The time of one operation of a driver, but for `invoke`. Default: 30 s.
     pub driver_timeout: Duration,
-    /// The largest payload of a function that sets no limit, and the bound on any. Default: 16 MiB.
+    /// The largest payload of a function that sets no limit, and the bound on any that does not stream. Default: 16 MiB.
     pub max_request_bytes: u64,
     /// The largest result that is not streamed, of a function that sets no limit, and the bound on any. Default: 16 MiB.
     pub max_response_bytes: u64,
