@@ -53,9 +53,8 @@ struct AnswerLogs {
 pub(crate) fn wrap(cx: &CallContext, revision: &Revision, payload: &Bytes, secrets: &[Injected]) -> Result<Bytes> {
     let payload = if payload.is_empty() { &b"null"[..] } else { payload };
     let payload: &RawValue = serde_json::from_slice(payload).map_err(|error| {
-        Error::new(ErrorKind::InvalidInput, "the payload is not JSON, which the function's envelope needs")
-            .with_context("line", error.line().to_string())
-            .with_context("column", error.column().to_string())
+        let what = "the payload is not JSON, which the function's envelope needs";
+        no_json(ErrorKind::InvalidInput, what, payload, &error)
     })?;
     let mut context = json!({
         "invocation_id": cx.invocation_id(),
@@ -71,7 +70,9 @@ pub(crate) fn wrap(cx: &CallContext, revision: &Revision, payload: &Bytes, secre
         let SecretDelivery::Envelope(field) = &binding.deliver else { continue };
         let injected = secrets.iter().find(|injected| injected.name == binding.secret);
         if let Some(injected) = injected {
-            values.insert(field.clone(), Value::from(injected.value.expose_str()?));
+            let value = injected.value.expose_str();
+            let value = value.map_err(|error| error.with_context("secret", binding.secret.as_str()))?;
+            values.insert(field.clone(), Value::from(value));
         }
     }
     if let Some(context) = context.as_object_mut() {
@@ -81,6 +82,17 @@ pub(crate) fn wrap(cx: &CallContext, revision: &Revision, payload: &Bytes, secre
         Error::new(ErrorKind::Internal, "the function's envelope could not be written").with_source(error)
     })?;
     Ok(bytes.into())
+}
+
+/// Says where bytes stop to be what they should be.
+fn no_json(kind: ErrorKind, what: &'static str, bytes: &[u8], error: &serde_json::Error) -> Error {
+    let message = match std::str::from_utf8(bytes) {
+        Ok(_) => what.to_owned(),
+        Err(not_text) => format!("{what}: it is not UTF-8 after the first {} bytes", not_text.valid_up_to()),
+    };
+    Error::new(kind, message)
+        .with_context("line", error.line().to_string())
+        .with_context("column", error.column().to_string())
 }
 
 /// Takes an answer out of its envelope. A failure that the protocol itself tells of (an exit status) stays one,
@@ -93,10 +105,8 @@ pub(crate) fn unwrap(mut response: InvokeResponse, logs: &LogSink) -> Result<Inv
         Ok(answer) => answer,
         Err(_) if !response.outcome.is_success() => return Ok(response),
         Err(error) => {
-            return Err(Error::new(ErrorKind::InvalidOutput, "the function's answer is not an envelope")
-                .with_context("line", error.line().to_string())
-                .with_context("column", error.column().to_string())
-                .with_detail(error.to_string()));
+            let what = "the function's answer is not an envelope";
+            return Err(no_json(ErrorKind::InvalidOutput, what, &body, &error).with_detail(error.to_string()));
         }
     };
     for line in answer.context.logs.stdout.iter().chain(&answer.context.logs.stderr) {

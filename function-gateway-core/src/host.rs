@@ -274,7 +274,11 @@ impl MiddlewareSet {
             let Some(factory) = factory else {
                 let known = self.by_choice.iter().map(|factory| factory.name()).collect::<Vec<_>>().join(", ");
                 let known = if known.is_empty() { "none".to_owned() } else { known };
-                found.push(Violation::new(at, format!("there is no such middleware to choose; there are: {known}")));
+                let name = spec.middleware.get(position).map_or("", |choice| &choice.name);
+                found.push(Violation::new(
+                    at,
+                    format!("there is no middleware {:?} to choose; there are: {known}", name),
+                ));
                 continue;
             };
             let stage = factory.stage();

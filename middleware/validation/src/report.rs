@@ -84,6 +84,18 @@ pub(crate) fn reason(error: &ValidationError<'_>) -> String {
     }
 }
 
+/// What a schema says that no schema may say. It is the author's own, so it is quoted.
+pub(crate) fn reason_in_schema(error: &ValidationError<'_>) -> String {
+    let value = error.instance();
+    match error.kind() {
+        Kind::AnyOf { .. } if error.instance_path().as_str().ends_with("/type") => {
+            format!("{value} is no type: there are array, boolean, integer, null, number, object and string")
+        }
+        Kind::AnyOf { .. } | Kind::OneOfNotValid { .. } => format!("{value} can't stand here"),
+        _ => reason(error),
+    }
+}
+
 /// A text of bounded length.
 pub(crate) fn clip(mut text: String) -> String {
     if text.len() > MAX_REASON {

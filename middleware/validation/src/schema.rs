@@ -8,7 +8,7 @@ use jsonschema::{Draft, PatternOptions, Retrieve, ValidationOptions, Validator};
 use serde_json::Value;
 
 use crate::metered::{Meter, Metered, MeteredJson};
-use crate::report::{clip, reason, violations};
+use crate::report::{clip, reason, reason_in_schema, violations};
 use crate::{ValidationLimits, document, inspect};
 
 /// How many steps each byte of a document adds to those that every check may take.
@@ -89,7 +89,7 @@ impl Schema {
         };
         let mut wrong = Vec::new();
         for error in meta.iter_errors(schema) {
-            let violation = Violation::new(error.instance_path().as_str(), clip(reason(&error)));
+            let violation = Violation::new(error.instance_path().as_str(), clip(reason_in_schema(&error)));
             // The meta-schema of a newer dialect is made of several, which say the same of a value that is no schema.
             if !wrong.contains(&violation) && wrong.len() < limits.max_violations {
                 wrong.push(violation);
