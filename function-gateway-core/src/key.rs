@@ -222,6 +222,12 @@ impl Protocol {
     pub fn http() -> Self {
         Self(Arc::from("http"))
     }
+
+    /// `lambda`: the function asks the driver for its calls, by the AWS Lambda Runtime API.
+    #[must_use]
+    pub fn lambda() -> Self {
+        Self(Arc::from("lambda"))
+    }
 }
 
 impl GatewayId {

@@ -1,15 +1,21 @@
 //! The lifecycle of functions.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::common::{cx, function, gateway, gateway_with, name, principal, soon, spec, spec_number, text};
+use async_trait::async_trait;
+
+use crate::common::{
+    cx, driver, function, gateway, gateway_with, name, principal, soon, spec, spec_number, store, text,
+};
 use function_gateway_core::{
     Action, Authorizer, CallContext, ConditionKind, Deadline, Decision, Error, ErrorKind, FunctionExecutor as _,
-    FunctionFilter, FunctionManager as _, FunctionManagerExt as _, Generation, InvokeRequest, PageRequest, Phase,
-    Precondition, Resource, Result, Retry, RevisionReason, RevisionState, Violation,
+    FunctionFilter, FunctionManager as _, FunctionManagerExt as _, Gateway, Generation, InvokeRequest, PageRequest,
+    Phase, Precondition, ProvidedSecret, Resource, Result, Retry, RevisionReason, RevisionState, Secret, SecretBinding,
+    SecretProvider, SecretRef, TenantId, Violation,
 };
-use function_gateway_testkit::{Fault, Gate, Handler, Op, Readiness};
+use function_gateway_testkit::{Engine, Fault, Gate, Handler, Op, Readiness};
 
 fn generation(number: u64) -> Generation {
     Generation::new(number).unwrap()
@@ -188,6 +194,41 @@ async fn a_transient_failure_to_deploy_is_tried_again() {
     let created = setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
     assert_eq!(created.status.phase, Phase::Ready);
     assert_eq!(setup.engine.count(Op::Deploy), 3);
+}
+
+/// A provider that is out of reach a number of times before it gives what it has.
+#[derive(Debug)]
+struct Flaky(AtomicU32);
+
+#[async_trait]
+impl SecretProvider for Flaky {
+    async fn get(&self, _: &CallContext, _: &TenantId, _: &SecretRef) -> Result<Option<ProvidedSecret>> {
+        match self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
+            Ok(_) => Err(Error::new(ErrorKind::DependencyUnavailable, "the vault is sealed")),
+            Err(_) => Ok(Some(ProvidedSecret::new(Secret::new("value"), "1"))),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_secret_provider_that_is_down_puts_a_deployment_off() {
+    let (engine, store) = (Engine::new(), store());
+    let at_deploy = driver(&engine).with_capabilities(|capabilities| {
+        (capabilities.secrets_at_deploy, capabilities.secrets_per_call) = (true, false);
+    });
+    let gateway = Gateway::builder()
+        .store(store)
+        .driver("scripted".parse().unwrap(), Arc::new(at_deploy))
+        .secrets(Arc::new(Flaky(AtomicU32::new(2))))
+        .without_reconciler()
+        .build()
+        .await
+        .unwrap();
+    let with_secret = spec().with_secret(SecretBinding::env("key".parse().unwrap(), "KEY"));
+    let created = gateway.create(&cx(), &name("echo"), with_secret).await.unwrap();
+    assert_eq!(created.status.phase, Phase::Ready);
+    // Nothing was deployed without the secret.
+    assert_eq!(engine.count(Op::Deploy), 1);
 }
 
 #[tokio::test]

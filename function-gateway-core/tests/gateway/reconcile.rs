@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use function_gateway_core::store::memory::{MemoryStore, MemoryStoreOptions};
 use function_gateway_core::{
-    ConditionKind, FunctionExecutor as _, FunctionManager as _, FunctionStore, Gateway, InvocationStore, InvokeRequest,
-    Phase, Precondition, Reconciled,
+    ConditionKind, Error, ErrorKind, FunctionExecutor as _, FunctionManager as _, FunctionStore, Gateway,
+    InvocationStore, InvokeRequest, Phase, Precondition, Reconciled,
 };
 use function_gateway_testkit::crash::{CrashDriver, CrashPlan, CrashStore};
-use function_gateway_testkit::{Engine, ManualClock, Op, Readiness};
+use function_gateway_testkit::{Engine, Fault, ManualClock, Op, Readiness};
 
 use crate::common::{cx, driver, function, gateway, name, soon, spec_number, text};
 
@@ -251,4 +251,22 @@ async fn the_gateways_own_task_does_what_is_due() {
     soon(engine.until(|engine| engine.targets().len() == 1)).await;
     assert_eq!(engine.count(Op::Remove), 1);
     gateway.shutdown(Duration::from_secs(10)).await.unwrap();
+}
+
+/// The answer got lost, not the removal: removing again is what brings both sides together.
+#[tokio::test(start_paused = true)]
+async fn a_removal_that_worked_and_says_otherwise_leaves_nothing_stuck() {
+    for what in [Change::Update, Change::Delete] {
+        let world = prepared(what).await;
+        let plan = CrashPlan::never();
+        let host = world.host(&plan).await;
+        let lost = Error::new(ErrorKind::Unavailable, "the connection broke");
+        world.engine.inject(Op::Remove, Fault::error(lost).times(1).after_effect());
+        change(&world, &host, what).await;
+        world.converge(&host).await;
+        world.assert_consistent(&plan).await;
+        assert!(world.engine.count(Op::Remove) > 1, "{what:?}");
+        let after = FunctionStore::get(&*world.store, &key()).await.unwrap();
+        assert_eq!(after.is_some(), what == Change::Update);
+    }
 }
