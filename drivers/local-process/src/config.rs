@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use function_gateway_core::{Error, ErrorKind, Result};
 use serde::Deserialize;
@@ -25,11 +26,42 @@ pub struct LocalProcessConfig {
     /// How many processes the driver runs at a time, of all functions together; no limit unless set. A call beyond it
     /// is refused at once, as transient and not sent.
     pub max_processes: Option<NonZeroU32>,
+    /// How many workers a function has at most where its `scale.max` does not say; 10 unless set.
+    pub max_workers: NonZeroU32,
+    /// How long a worker may take to get ready, in milliseconds in JSON; 30 s unless set.
+    #[serde(rename = "start_timeout_ms", deserialize_with = "millis")]
+    pub start_timeout: Duration,
+    /// How long a worker above `scale.min` is kept without a call, in milliseconds in JSON; 5 minutes unless set. A
+    /// function may set its own by an annotation.
+    #[serde(rename = "idle_timeout_ms", deserialize_with = "millis")]
+    pub idle_timeout: Duration,
+    /// How long a worker has from the signal to end (`SIGTERM`) until it is killed, in milliseconds in JSON; 5 s unless
+    /// set.
+    #[serde(rename = "stop_grace_ms", deserialize_with = "millis")]
+    pub stop_grace: Duration,
+    /// How much of the log of a function's workers is kept in memory, in bytes; 256 KiB unless set.
+    pub log_bytes: usize,
+    /// The folder, absolute, for the Unix sockets of workers; `/tmp` unless set. Each gets a folder of its own in it that
+    /// only the host's user may enter.
+    pub socket_folder: PathBuf,
+}
+
+fn millis<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    u64::deserialize(deserializer).map(Duration::from_millis)
 }
 
 impl Default for LocalProcessConfig {
     fn default() -> Self {
-        Self { search_path: ["/usr/local/bin", "/usr/bin", "/bin"].map(PathBuf::from).to_vec(), max_processes: None }
+        Self {
+            search_path: ["/usr/local/bin", "/usr/bin", "/bin"].map(PathBuf::from).to_vec(),
+            max_processes: None,
+            max_workers: const { NonZeroU32::new(10).expect("10 is not 0") },
+            start_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(300),
+            stop_grace: Duration::from_secs(5),
+            log_bytes: 256 * 1024,
+            socket_folder: PathBuf::from("/tmp"),
+        }
     }
 }
 
@@ -54,14 +86,60 @@ impl LocalProcessConfig {
         self
     }
 
+    /// Sets how many workers a function has at most where it does not say so itself.
+    #[must_use]
+    pub fn with_max_workers(mut self, limit: NonZeroU32) -> Self {
+        self.max_workers = limit;
+        self
+    }
+
+    /// Sets how long a worker may take to get ready.
+    #[must_use]
+    pub fn with_start_timeout(mut self, timeout: Duration) -> Self {
+        self.start_timeout = timeout;
+        self
+    }
+
+    /// Sets how long a worker is kept without a call.
+    #[must_use]
+    pub fn with_idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = timeout;
+        self
+    }
+
+    /// Sets how long a worker has to end by itself before it is killed.
+    #[must_use]
+    pub fn with_stop_grace(mut self, grace: Duration) -> Self {
+        self.stop_grace = grace;
+        self
+    }
+
+    /// Sets how much of the log of a function's workers is kept.
+    #[must_use]
+    pub fn with_log_bytes(mut self, bytes: usize) -> Self {
+        self.log_bytes = bytes;
+        self
+    }
+
+    /// Sets the folder for the Unix sockets of workers.
+    #[must_use]
+    pub fn with_socket_folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.socket_folder = folder.into();
+        self
+    }
+
     pub(crate) fn validate(&self) -> Result<()> {
-        match self.search_path.iter().find(|folder| !folder.is_absolute()) {
-            Some(relative) => {
-                let message = format!("search_path: {} is not an absolute path", relative.display());
-                Err(Error::new(ErrorKind::InvalidArgument, message))
-            }
-            None => Ok(()),
+        let folders = self.search_path.iter().map(|folder| ("search_path", folder));
+        let mut folders = folders.chain([("socket_folder", &self.socket_folder)]);
+        if let Some((field, relative)) = folders.find(|(_, folder)| !folder.is_absolute()) {
+            let message = format!("{field}: {} is not an absolute path", relative.display());
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
+        let times = [("start_timeout_ms", self.start_timeout), ("idle_timeout_ms", self.idle_timeout)];
+        if let Some((field, _)) = times.into_iter().find(|(_, time)| time.is_zero()) {
+            return Err(Error::new(ErrorKind::InvalidArgument, format!("{field}: must be at least 1")));
+        }
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,16 +10,17 @@ use async_trait::async_trait;
 use function_gateway_core::{
     BoxStream, CallContext, Delivery, DeployRequest, Deployment, DeploymentStatus, DriverCapabilities, DriverInfo,
     DriverRef, DriverRequest, EngineInfo, Error, ErrorKind, FaasDriver, FunctionId, FunctionSpec, GatewayId,
-    Generation, InvokeResponse, ListScope, Protocol, Result, Revision, Scope, Violation,
+    Generation, InvokeResponse, ListScope, LogLine, LogQuery, Protocol, Result, Revision, Scope, Violation,
 };
 use futures_util::stream;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use crate::config::LocalProcessConfig;
 use crate::exec::{self, ExecFunction, Place};
 use crate::process::{self, Hold, Processes, Stop};
+use crate::worker::{self, Site, WorkerFunction, WorkerPorts};
 
 /// How long a shutdown waits for processes that it has killed.
 const KILL_GRACE: Duration = Duration::from_secs(5);
@@ -38,6 +40,7 @@ pub struct LocalProcess {
     /// Processes until they are reaped, and the tasks that attend to them. Closed by the shutdown.
     running: TaskTracker,
     permits: Option<Arc<Semaphore>>,
+    ports: Arc<WorkerPorts>,
 }
 
 impl fmt::Debug for LocalProcess {
@@ -52,17 +55,41 @@ impl fmt::Debug for LocalProcess {
 /// One generation of a function, ready to be executed.
 struct Deployed {
     gateway: GatewayId,
-    function: FunctionId,
+    id: FunctionId,
     generation: Generation,
-    exec: ExecFunction,
     processes: Arc<Processes>,
+    function: Runs,
+}
+
+/// How it is executed.
+enum Runs {
+    Exec(ExecFunction),
+    Workers(WorkerFunction),
 }
 
 impl Deployed {
     /// Whether its removal has begun. It stays known until its processes have ended, so that a removal that was given
     /// up can be taken up again.
     fn is_removed(&self) -> bool {
-        self.processes.stopped() == Some(Stop::Removed)
+        match &self.function {
+            Runs::Exec(_) => self.processes.stopped() == Some(Stop::Removed),
+            Runs::Workers(workers) => workers.is_stopped(),
+        }
+    }
+
+    /// Ends what runs: at once, but for the grace that workers have.
+    fn remove(&self) {
+        match &self.function {
+            Runs::Exec(_) => self.processes.stop(Stop::Removed),
+            Runs::Workers(workers) => workers.stop(Stop::Removed),
+        }
+    }
+
+    fn status(&self) -> DeploymentStatus {
+        match &self.function {
+            Runs::Exec(_) => DeploymentStatus::ready(),
+            Runs::Workers(workers) => workers.status(),
+        }
     }
 }
 
@@ -90,12 +117,17 @@ impl LocalProcess {
             Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)))
         });
         Ok(Self {
-            info: DriverInfo::new("local-process", "processes on this machine", vec![Protocol::exec()]),
+            info: DriverInfo::new(
+                "local-process",
+                "processes on this machine",
+                vec![Protocol::exec(), Protocol::http()],
+            ),
             config: Arc::new(config),
             runtime,
             deployed: Mutex::default(),
             running: TaskTracker::new(),
             permits,
+            ports: Arc::default(),
         })
     }
 
@@ -118,25 +150,64 @@ impl LocalProcess {
         if deployed.is_removed() {
             return Err(not_deployed());
         }
-        let permit = match &self.permits {
-            None => None,
-            Some(permits) => Some(Arc::clone(permits).try_acquire_owned().map_err(|_| {
-                let limit = self.config.max_processes.map_or(0, std::num::NonZeroU32::get);
-                Error::new(ErrorKind::Unavailable, format!("the limit of {limit} processes at a time is reached"))
-                    .with_delivery(Delivery::NotSent)
-                    .with_context("max_processes", limit.to_string())
-            })?),
-        };
-        Ok(Hold { _permit: permit, _tracked: tracked })
+        Ok(Hold { _permit: self.permit()?, _tracked: tracked })
     }
+
+    fn permit(&self) -> Result<Option<OwnedSemaphorePermit>> {
+        permit(self.permits.as_ref(), &self.config)
+    }
+
+    /// What is to be deployed, with all that is looked up for it. Blocks on the file system.
+    fn resolve(&self, request: DeployRequest) -> impl FnOnce() -> Result<Deployed, Vec<Violation>> + Send + use<> {
+        let DeployRequest { gateway, revision, secrets, .. } = request;
+        let (config, runtime, tasks) = (Arc::clone(&self.config), self.runtime.clone(), self.running.clone());
+        let (ports, permits) = (Arc::clone(&self.ports), self.permits.clone());
+        move || {
+            let processes = Arc::new(Processes::new(runtime.clone()));
+            let (id, generation) = (revision.function, revision.generation);
+            let function = if revision.spec.protocol == Protocol::exec() {
+                Runs::Exec(ExecFunction::new(&config, revision)?)
+            } else {
+                let settings = worker::Settings::resolve(&config, &revision.spec)?;
+                let (running, own, bounds) = (tasks.clone(), Arc::clone(&processes), Arc::clone(&config));
+                let admit = Box::new(move || {
+                    let tracked = [running.token(), own.announce()];
+                    Ok(Hold { _permit: permit(permits.as_ref(), &bounds)?, _tracked: tracked })
+                });
+                let site = Site { config, runtime, tasks, ports, processes: Arc::clone(&processes), admit };
+                Runs::Workers(WorkerFunction::new(settings, revision, secrets, site))
+            };
+            Ok(Deployed { gateway, id, generation, processes, function })
+        }
+    }
+}
+
+fn permit(permits: Option<&Arc<Semaphore>>, config: &LocalProcessConfig) -> Result<Option<OwnedSemaphorePermit>> {
+    let Some(permits) = permits else { return Ok(None) };
+    Arc::clone(permits).try_acquire_owned().map(Some).map_err(|_| {
+        let limit = config.max_processes.map_or(0, NonZeroU32::get);
+        Error::new(ErrorKind::Unavailable, format!("the limit of {limit} processes at a time is reached"))
+            .with_delivery(Delivery::NotSent)
+            .with_context("max_processes", limit.to_string())
+    })
 }
 
 fn not_deployed() -> Error {
     Error::new(ErrorKind::NotDeployed, "the function is not deployed in this process")
 }
 
-fn shutting_down() -> Error {
+pub(crate) fn shutting_down() -> Error {
     Error::new(ErrorKind::ShuttingDown, "the driver is shutting down")
+}
+
+impl Drop for LocalProcess {
+    fn drop(&mut self) {
+        for deployed in self.deployed().values() {
+            if let Runs::Workers(workers) = &deployed.function {
+                workers.drain();
+            }
+        }
+    }
 }
 
 #[async_trait]
@@ -146,17 +217,23 @@ impl FaasDriver for LocalProcess {
     }
 
     fn capabilities(&self, protocol: &Protocol) -> DriverCapabilities {
-        if *protocol != Protocol::exec() {
+        let is_exec = *protocol == Protocol::exec();
+        if !is_exec && *protocol != Protocol::http() {
             return DriverCapabilities::NONE;
         }
         DriverCapabilities::NONE.with(|caps| {
             caps.scope = Scope::PerProcess;
             caps.process = true;
             caps.env = true;
-            caps.secrets_per_call = true;
+            caps.secrets_per_call = is_exec;
+            caps.secrets_at_deploy = !is_exec;
             caps.streaming = true;
-            caps.cancel = true;
-            caps.invocation_logs = true;
+            caps.cancel = is_exec;
+            caps.invocation_logs = is_exec;
+            caps.logs = !is_exec;
+            caps.scale_bounds = !is_exec;
+            caps.instance_concurrency = !is_exec;
+            caps.readiness_path = !is_exec;
         })
     }
 
@@ -166,7 +243,11 @@ impl FaasDriver for LocalProcess {
 
     async fn check(&self, _cx: &CallContext, spec: &FunctionSpec) -> Result<Vec<Violation>> {
         let (config, spec) = (Arc::clone(&self.config), spec.clone());
-        process::blocking(&self.runtime, move || exec::check(&config, &spec)).await
+        let check = move || match spec.protocol == Protocol::exec() {
+            true => ExecFunction::check(&config, &spec),
+            false => worker::Settings::resolve(&config, &spec).err().unwrap_or_default(),
+        };
+        process::blocking(&self.runtime, check).await
     }
 
     fn reference(&self, gateway: &GatewayId, revision: &Revision) -> DriverRef {
@@ -177,36 +258,38 @@ impl FaasDriver for LocalProcess {
         if self.running.is_closed() {
             return Err(shutting_down());
         }
-        if self.find(target).is_some() {
-            return Ok(DeploymentStatus::ready());
-        }
-        let (config, revision) = (Arc::clone(&self.config), Arc::clone(&request.revision));
-        let resolving = process::blocking(&self.runtime, move || ExecFunction::new(&config, revision));
-        let exec = resolving.await?.map_err(|violations| {
-            Error::new(ErrorKind::Misconfigured, "the function can't run on this machine").with_violations(violations)
-        })?;
-        let deployed = Deployed {
-            gateway: request.gateway,
-            function: request.revision.function,
-            generation: request.revision.generation,
-            exec,
-            processes: Arc::new(Processes::new(self.runtime.clone())),
+        let deployed = match self.find(target) {
+            Some(deployed) => deployed,
+            None => {
+                let resolving = process::blocking(&self.runtime, self.resolve(request));
+                let deployed = Arc::new(resolving.await?.map_err(|violations| {
+                    Error::new(ErrorKind::Misconfigured, "the function can't run on this machine")
+                        .with_violations(violations)
+                })?);
+                let mut all = self.deployed();
+                // Another call may have been faster, and an earlier deployment may still be on its way out.
+                match all.get(target).filter(|current| !current.is_removed()) {
+                    Some(current) => Arc::clone(current),
+                    None => {
+                        all.insert(target.clone(), Arc::clone(&deployed));
+                        deployed
+                    }
+                }
+            }
         };
-        let mut all = self.deployed();
-        // Another call may have been faster, and an earlier deployment may still be on its way out.
-        if all.get(target).is_none_or(|current| current.is_removed()) {
-            all.insert(target.clone(), Arc::new(deployed));
-        }
-        Ok(DeploymentStatus::ready())
+        Ok(match &deployed.function {
+            Runs::Exec(_) => DeploymentStatus::ready(),
+            Runs::Workers(workers) => workers.deploy().await,
+        })
     }
 
     async fn status(&self, _cx: &CallContext, target: &DriverRef) -> Result<DeploymentStatus> {
-        Ok(self.find(target).map_or_else(DeploymentStatus::missing, |_| DeploymentStatus::ready()))
+        Ok(self.find(target).map_or_else(DeploymentStatus::missing, |deployed| deployed.status()))
     }
 
     async fn remove(&self, _cx: &CallContext, target: &DriverRef) -> Result<()> {
         let Some(deployed) = self.deployed().get(target).cloned() else { return Ok(()) };
-        deployed.processes.stop(Stop::Removed);
+        deployed.remove();
         deployed.processes.all_ended().await;
         let mut all = self.deployed();
         if all.get(target).is_some_and(|current| Arc::ptr_eq(current, &deployed)) {
@@ -219,7 +302,7 @@ impl FaasDriver for LocalProcess {
         let wanted = |deployed: &Deployed| match &scope {
             _ if deployed.is_removed() => false,
             ListScope::All(gateway) => deployed.gateway == *gateway,
-            ListScope::Function(gateway, function) => deployed.gateway == *gateway && deployed.function == *function,
+            ListScope::Function(gateway, function) => deployed.gateway == *gateway && deployed.id == *function,
             _ => false,
         };
         let mut listed: Vec<_> = self
@@ -227,8 +310,7 @@ impl FaasDriver for LocalProcess {
             .iter()
             .filter(|(_, deployed)| wanted(deployed))
             .map(|(target, deployed)| {
-                Deployment::new(target.clone(), deployed.function, deployed.generation)
-                    .with_status(DeploymentStatus::ready())
+                Deployment::new(target.clone(), deployed.id, deployed.generation).with_status(deployed.status())
             })
             .collect();
         listed.sort_unstable_by(|a, b| a.target.cmp(&b.target));
@@ -237,18 +319,48 @@ impl FaasDriver for LocalProcess {
 
     async fn invoke(&self, cx: &CallContext, target: &DriverRef, request: DriverRequest) -> Result<InvokeResponse> {
         let deployed = self.find(target).ok_or_else(not_deployed)?;
-        let hold = self.admit(&deployed)?;
-        let place = Place { processes: &deployed.processes, runtime: &self.runtime, tasks: &self.running, hold };
-        exec::invoke(&deployed.exec, place, cx, request).await
+        match &deployed.function {
+            Runs::Exec(function) => {
+                let hold = self.admit(&deployed)?;
+                let place =
+                    Place { processes: &deployed.processes, runtime: &self.runtime, tasks: &self.running, hold };
+                exec::invoke(function, place, cx, request).await
+            }
+            Runs::Workers(_) if self.running.is_closed() => Err(shutting_down()),
+            Runs::Workers(workers) => workers.invoke(cx, request).await,
+        }
+    }
+
+    async fn logs<'a>(
+        &'a self,
+        _cx: &'a CallContext,
+        target: &'a DriverRef,
+        query: LogQuery,
+    ) -> Result<BoxStream<'a, Result<LogLine>>> {
+        match &self.find(target).ok_or_else(not_deployed)?.function {
+            Runs::Workers(workers) => Ok(workers.logs(&query)),
+            Runs::Exec(_) => {
+                let message = "a function of the protocol \"exec\" has no log but that of each of its calls";
+                Err(Error::new(ErrorKind::Unsupported, message).with_operation("logs"))
+            }
+        }
     }
 
     async fn shutdown(&self, deadline: Instant) -> Result<()> {
         self.running.close();
+        let all: Vec<_> = self.deployed().values().cloned().collect();
+        for deployed in &all {
+            if let Runs::Workers(workers) = &deployed.function {
+                workers.drain();
+            }
+        }
         if tokio::time::timeout_at(deadline.into(), self.running.wait()).await.is_ok() {
             return Ok(());
         }
-        let all: Vec<_> = self.deployed().values().cloned().collect();
         for deployed in all {
+            if let Runs::Workers(workers) = &deployed.function {
+                workers.stop(Stop::ShutDown);
+            }
             deployed.processes.stop(Stop::ShutDown);
         }
         tokio::time::timeout(KILL_GRACE, self.running.wait()).await.map_err(|_| {

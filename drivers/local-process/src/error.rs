@@ -6,7 +6,7 @@ use std::process::Command;
 use function_gateway_core::{Delivery, Error, ErrorKind};
 use rustix::io::Errno;
 
-use crate::exec::is_reserved;
+use crate::settings::is_reserved;
 
 /// The longest single argument or variable that Linux takes, its end included (`MAX_ARG_STRLEN`, execve(2)).
 pub(crate) const MAX_STRING: usize = 128 * 1024;

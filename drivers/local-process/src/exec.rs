@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use function_gateway_core::{
     Body, CallContext, Delivery, DriverRequest, Error, ErrorKind, FunctionFailure, FunctionSpec, InvokeResponse,
-    LogSink, PayloadFormat, Result, Revision, SecretDelivery, SecretVariable, Violation, Workload, call_headers,
+    LogSink, PayloadFormat, Result, Revision, SecretVariable, Violation, call_headers,
 };
 use futures_util::future::OptionFuture;
 use futures_util::{StreamExt as _, stream};
@@ -26,9 +26,10 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::config::LocalProcessConfig;
-use crate::error::{self, MAX_STRING};
+use crate::error;
 use crate::process::{self, Group, Hold, Input, Process, Processes, Started};
 use crate::program::Program;
+use crate::settings::{Annotations, check_variables};
 
 /// The annotation that gives the content type of the result.
 const CONTENT_TYPE_ANNOTATION: &str = "content-type";
@@ -52,6 +53,11 @@ pub(crate) struct ExecFunction {
 }
 
 impl ExecFunction {
+    /// What of a specification can't be honoured. Blocks on the file system.
+    pub(crate) fn check(config: &LocalProcessConfig, spec: &FunctionSpec) -> Vec<Violation> {
+        resolve(config, spec).err().unwrap_or_default()
+    }
+
     /// Checks everything about a specification and finds its program. Blocks on the file system.
     pub(crate) fn new(config: &LocalProcessConfig, revision: Arc<Revision>) -> Result<Self, Vec<Violation>> {
         let (program, content_type) = resolve(config, &revision.spec)?;
@@ -59,14 +65,8 @@ impl ExecFunction {
     }
 
     fn command(&self, cx: &CallContext, request: &DriverRequest) -> Result<Command> {
-        let Program { path, args, working_dir } = &*self.program;
-        let mut command = Command::new(path);
-        command.args(args).env_clear();
-        if let Some(folder) = working_dir {
-            command.current_dir(folder);
-        }
-        let spec = &self.revision.spec;
-        command.envs(&spec.env);
+        let mut command = self.program.command();
+        command.envs(&self.revision.spec.env);
         for SecretVariable { name, secret, .. } in &request.secrets {
             if secret.expose().contains(&0) {
                 let error = Error::new(ErrorKind::Misconfigured, "a secret with a NUL byte can't be a variable");
@@ -80,77 +80,35 @@ impl ExecFunction {
     }
 }
 
-/// What of a specification can't be honoured. Blocks on the file system.
-pub(crate) fn check(config: &LocalProcessConfig, spec: &FunctionSpec) -> Vec<Violation> {
-    resolve(config, spec).err().unwrap_or_default()
-}
-
 fn resolve(config: &LocalProcessConfig, spec: &FunctionSpec) -> Result<(Program, HeaderValue), Vec<Violation>> {
     let mut found = Vec::new();
-    check_variables(spec, &mut found);
-    let content_type = content_type(spec, &mut found);
-    let program = match &spec.run {
-        Workload::Process(run) => {
-            let own_path = spec.env.get("PATH").map(String::as_str);
-            Program::find(run, own_path, &config.search_path).map_err(|violations| found.extend(violations)).ok()
-        }
-        _ => {
-            found.push(Violation::new("/run", "the protocol \"exec\" runs `process` and nothing else"));
-            None
-        }
-    };
-    match program {
+    check_variables(spec, &[], &mut found);
+    let mut annotations = Annotations::of(spec);
+    let content_type = content_type(spec, &mut annotations);
+    found.extend(annotations.finish());
+    match Program::of(spec, &config.search_path, &mut found) {
         Some(program) if found.is_empty() => Ok((program, content_type)),
         _ => Err(found),
     }
 }
 
-/// Whether a variable is the driver's to set: the call's.
-pub(crate) fn is_reserved(name: &OsStr) -> bool {
-    name.as_bytes().starts_with(b"FUNCTION_") || name == "TRACEPARENT" || name == "TRACESTATE"
-}
-
-fn check_variables(spec: &FunctionSpec, found: &mut Vec<Violation>) {
-    let reserved = "is one of the names that the driver sets: FUNCTION_*, TRACEPARENT and TRACESTATE";
-    for (name, value) in &spec.env {
-        let at = format!("/env/{}", name.replace('~', "~0").replace('/', "~1"));
-        let bytes = name.len() + 1 + value.len();
-        if is_reserved(OsStr::new(name)) {
-            found.push(Violation::new(at, reserved));
-        } else if bytes >= MAX_STRING {
-            let reason = format!("comes to {bytes} bytes, at most {} are handed over", MAX_STRING - 1);
-            found.push(Violation::new(at, reason));
-        }
-    }
-    for (index, binding) in spec.secrets.iter().enumerate() {
-        if let SecretDelivery::Env(name) = &binding.deliver
-            && is_reserved(OsStr::new(name))
-        {
-            found.push(Violation::new(format!("/secrets/{index}/deliver/env"), reserved));
-        }
-    }
-}
-
-/// The content type of the result, with what is wrong about the annotations.
-fn content_type(spec: &FunctionSpec, found: &mut Vec<Violation>) -> HeaderValue {
+/// The content type of the result.
+fn content_type(spec: &FunctionSpec, annotations: &mut Annotations<'_>) -> HeaderValue {
     let is_json = spec.output_schema.is_some() || spec.format == PayloadFormat::Envelope;
-    let mut chosen = if is_json { JSON } else { BINARY };
-    for (name, value) in &spec.annotations {
-        let at = format!("/annotations/{}", name.replace('~', "~0").replace('/', "~1"));
-        if name != CONTENT_TYPE_ANNOTATION {
-            let reason = format!("there is no such annotation; there is {CONTENT_TYPE_ANNOTATION:?}");
-            found.push(Violation::new(at, reason));
-        } else if is_json {
-            let reason = "the result is application/json already: by `output_schema` or `format: envelope`";
-            found.push(Violation::new(at, reason));
-        } else {
-            match HeaderValue::from_str(value) {
-                Ok(value) if value.as_bytes().contains(&b'/') => chosen = value,
-                _ => found.push(Violation::new(at, "is not a media type, such as text/plain")),
-            }
+    let usual = if is_json { JSON } else { BINARY };
+    let Some(chosen) = annotations.get(CONTENT_TYPE_ANNOTATION) else { return usual };
+    if is_json {
+        let reason = "the result is application/json already: by `output_schema` or `format: envelope`";
+        annotations.refuse(CONTENT_TYPE_ANNOTATION, reason);
+        return usual;
+    }
+    match HeaderValue::from_str(chosen) {
+        Ok(value) if value.as_bytes().contains(&b'/') => value,
+        _ => {
+            annotations.refuse(CONTENT_TYPE_ANNOTATION, "is not a media type, such as text/plain");
+            usual
         }
     }
-    chosen
 }
 
 /// What the process is told about its call.
@@ -446,7 +404,7 @@ fn failure_of(status: ExitStatus) -> Option<FunctionFailure> {
 
 #[cfg(test)]
 mod tests {
-    use function_gateway_core::{ProcessWorkload, SecretBinding};
+    use function_gateway_core::ProcessWorkload;
     use serde_json::json;
 
     use super::*;
@@ -456,22 +414,7 @@ mod tests {
     }
 
     fn pointers(spec: &FunctionSpec) -> Vec<String> {
-        check(&LocalProcessConfig::new(), spec).into_iter().map(|violation| violation.pointer).collect()
-    }
-
-    #[test]
-    fn the_driver_s_own_variables_can_t_be_set() {
-        assert_eq!(pointers(&spec().with_env("FUNCTION", "").with_env("HTTP_PROXY", "x")), [""; 0]);
-        let mut taken = spec().with_env("FUNCTION_X", "").with_env("TRACEPARENT", "").with_env("TRACESTATE", "");
-        taken = taken.with_secret(SecretBinding::env("s".parse().unwrap(), "FUNCTION_HEADER_COOKIE"));
-        let expected = ["/env/FUNCTION_X", "/env/TRACEPARENT", "/env/TRACESTATE", "/secrets/0/deliver/env"];
-        assert_eq!(pointers(&taken), expected);
-    }
-
-    #[test]
-    fn a_variable_that_can_never_be_handed_over_is_refused() {
-        assert_eq!(pointers(&spec().with_env("A", "x".repeat(MAX_STRING - 3))), [""; 0]);
-        assert_eq!(pointers(&spec().with_env("A/B", "x".repeat(MAX_STRING))), ["/env/A~1B"]);
+        ExecFunction::check(&LocalProcessConfig::new(), spec).into_iter().map(|violation| violation.pointer).collect()
     }
 
     #[test]
@@ -482,12 +425,12 @@ mod tests {
         assert_eq!(pointers(&annotated.clone().with_output_schema(json!(true))), ["/annotations/content-type"]);
         annotated.annotations.insert("content-typ".into(), "text/plain".into());
         annotated.annotations.insert("content-type".into(), "text\n/plain".into());
-        assert_eq!(pointers(&annotated), ["/annotations/content-typ", "/annotations/content-type"]);
+        assert_eq!(pointers(&annotated), ["/annotations/content-type", "/annotations/content-typ"]);
     }
 
     #[test]
     fn a_result_has_the_content_type_that_the_specification_gives() {
-        let of = |spec: &FunctionSpec| content_type(spec, &mut Vec::new());
+        let of = |spec: &FunctionSpec| content_type(spec, &mut Annotations::of(spec));
         assert_eq!(of(&spec()), "application/octet-stream");
         assert_eq!(of(&spec().with_output_schema(json!(true))), "application/json");
         let mut envelope = spec();

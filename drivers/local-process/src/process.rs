@@ -227,6 +227,19 @@ impl Group {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The process, whose number is the group's too.
+    pub(crate) fn leader(&self) -> Pid {
+        self.pid
+    }
+
+    /// Asks the group to end.
+    pub(crate) fn terminate(&self) {
+        let state = self.state();
+        if state.end.is_none() {
+            log_failure(self.pid, rustix::process::kill_process_group(self.pid, Signal::TERM));
+        }
+    }
+
     /// Kills the group, and the process itself should it have left its group. Says whether it is still to be reaped.
     pub(crate) fn kill(&self) -> bool {
         let state = self.state();

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use function_gateway_core::{Delivery, Error, ErrorKind, ProcessWorkload, Violation};
+use function_gateway_core::{Delivery, Error, ErrorKind, FunctionSpec, ProcessWorkload, Violation, Workload};
 use rustix::fs::{Access, AtFlags, CWD};
 use rustix::io::Errno;
 
@@ -26,6 +27,27 @@ enum Unfit {
 }
 
 impl Program {
+    /// The program of a specification, with what is wrong about it. Blocks on the file system.
+    pub(crate) fn of(spec: &FunctionSpec, search_path: &[PathBuf], found: &mut Vec<Violation>) -> Option<Self> {
+        let Workload::Process(run) = &spec.run else {
+            let reason = format!("the protocol {:?} runs `process` and nothing else", spec.protocol.as_str());
+            found.push(Violation::new("/run", reason));
+            return None;
+        };
+        let own_path = spec.env.get("PATH").map(String::as_str);
+        Self::find(run, own_path, search_path).map_err(|violations| found.extend(violations)).ok()
+    }
+
+    /// How it is started: with its arguments, in its folder, and with nothing in its environment.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        command.args(&self.args).env_clear();
+        if let Some(folder) = &self.working_dir {
+            command.current_dir(folder);
+        }
+        command
+    }
+
     /// Finds the program of a workload. A bare name is looked up in `own_path`, the function's `PATH`, if it has one,
     /// else in `search_path`. Symbolic links are kept as they are, since programs look at the name they are run by.
     ///

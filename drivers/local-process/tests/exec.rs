@@ -676,11 +676,17 @@ mod deployments {
 #[tokio::test]
 async fn it_declares_what_it_does() {
     let driver = driver();
-    let caps = driver.capabilities(&Protocol::exec());
-    assert_eq!(caps.scope, Scope::PerProcess);
-    let declared: Vec<_> = caps.flags().into_iter().filter(|flag| flag.2).map(|flag| flag.0).collect();
-    assert_eq!(declared, ["process", "env", "secrets_per_call", "streaming", "cancel", "invocation_logs"]);
-    assert_eq!(driver.capabilities(&Protocol::http()), DriverCapabilities::NONE);
+    let declared = |protocol| {
+        let caps = driver.capabilities(&protocol);
+        assert_eq!(caps.scope, Scope::PerProcess);
+        caps.flags().into_iter().filter(|flag| flag.2).map(|flag| flag.0).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(declared(Protocol::exec()), "process env secrets_per_call streaming cancel invocation_logs");
+    assert_eq!(
+        declared(Protocol::http()),
+        "process env secrets_at_deploy streaming logs scale_bounds instance_concurrency readiness_path"
+    );
+    assert_eq!(driver.capabilities(&"other".parse().unwrap()), DriverCapabilities::NONE);
 }
 
 #[test]

@@ -1,0 +1,475 @@
+//! Requests to a worker that speaks HTTP/1.1, or HTTP/2 without TLS.
+
+use std::fmt;
+use std::io;
+use std::mem;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use function_gateway_core::{Body, ByteStream, CallContext, DriverRequest, Error, ErrorKind, Result, set_call_headers};
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper::rt::Executor;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+/// How long a connection is kept without a request. Shorter than servers wait before they close one (5 s is usual), so that
+/// a request does not meet a connection that is just being closed, and short enough not to hold up a server that attends
+/// to one connection at a time.
+const KEEP: Duration = Duration::from_secs(1);
+
+/// Whom a request is for, where no name of the network is known.
+const HOST: HeaderValue = HeaderValue::from_static("localhost");
+
+/// Those that concern one connection alone (RFC 9110, section 7.6.1).
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHORIZATION,
+];
+
+/// Where a worker listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Address {
+    /// On a port of the loopback interface.
+    Port(u16),
+    /// On a Unix socket.
+    Socket(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(port) => write!(f, "port {port}"),
+            Self::Socket(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// The connections to one worker.
+#[derive(Debug)]
+pub(crate) struct Client {
+    address: Address,
+    version: Version,
+    runtime: Handle,
+    idle: Mutex<Idle>,
+    /// The one connection, where it takes many requests at a time.
+    shared: tokio::sync::Mutex<Option<http2::SendRequest<RequestBody>>>,
+}
+
+#[derive(Debug, Default)]
+struct Idle {
+    connections: Vec<(Instant, http1::SendRequest<RequestBody>)>,
+    /// Whether somebody looks after those that are kept for too long.
+    attended: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It was not sent, and can be sent again.
+    NotSent(Box<Request<RequestBody>>, io::Error),
+    /// The connection broke off after it was sent, at least in part.
+    Broken(hyper::Error),
+}
+
+/// An answer whose body is still to come.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) head: http::response::Parts,
+    body: Incoming,
+    /// What the connection is kept by once the body has ended.
+    connection: Option<http1::SendRequest<RequestBody>>,
+    client: Arc<Client>,
+}
+
+impl Client {
+    pub(crate) fn new(address: Address, version: Version, runtime: Handle) -> Self {
+        Self { address, version, runtime, idle: Mutex::default(), shared: tokio::sync::Mutex::default() }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a request and waits for the head of its answer. A connection that was kept and turns out to be closed before
+    /// anything was sent is replaced.
+    pub(crate) async fn send(self: &Arc<Self>, mut request: Box<Request<RequestBody>>) -> Result<Answer, Failure> {
+        if self.version == Version::HTTP_2 {
+            return self.send_shared(request).await;
+        }
+        loop {
+            let (mut sender, kept) = match self.kept() {
+                Some(sender) => (sender, true),
+                None => match self.connect().await {
+                    Ok(sender) => (sender, false),
+                    Err(error) => return Err(Failure::NotSent(request, error)),
+                },
+            };
+            if sender.ready().await.is_err() && kept {
+                continue;
+            }
+            match sender.try_send_request(*request).await {
+                Ok(response) => return Ok(self.answer(response, Some(sender))),
+                Err(mut failed) => match (failed.take_message(), kept) {
+                    (Some(unsent), true) => request = Box::new(unsent),
+                    (Some(unsent), false) => {
+                        return Err(Failure::NotSent(Box::new(unsent), io::Error::other(failed.into_error())));
+                    }
+                    (None, _) => return Err(Failure::Broken(failed.into_error())),
+                },
+            }
+        }
+    }
+
+    async fn send_shared(self: &Arc<Self>, mut request: Box<Request<RequestBody>>) -> Result<Answer, Failure> {
+        loop {
+            let (mut sender, kept) = {
+                let mut shared = self.shared.lock().await;
+                match shared.as_ref().filter(|sender| !sender.is_closed()) {
+                    Some(sender) => (sender.clone(), true),
+                    None => match self.connect_shared().await {
+                        Ok(sender) => (shared.insert(sender).clone(), false),
+                        Err(error) => return Err(Failure::NotSent(request, error)),
+                    },
+                }
+            };
+            match sender.try_send_request(*request).await {
+                Ok(response) => return Ok(self.answer(response, None)),
+                Err(mut failed) => match (failed.take_message(), kept) {
+                    (Some(unsent), true) => request = Box::new(unsent),
+                    (Some(unsent), false) => {
+                        return Err(Failure::NotSent(Box::new(unsent), io::Error::other(failed.into_error())));
+                    }
+                    (None, _) => return Err(Failure::Broken(failed.into_error())),
+                },
+            }
+        }
+    }
+
+    fn answer(
+        self: &Arc<Self>,
+        response: Response<Incoming>,
+        connection: Option<http1::SendRequest<RequestBody>>,
+    ) -> Answer {
+        let (mut head, body) = response.into_parts();
+        for_one_hop(&mut head.headers);
+        Answer { head, body, connection, client: Arc::clone(self) }
+    }
+
+    /// Asks a path, and gives the status.
+    pub(crate) async fn probe(self: &Arc<Self>, path: &str) -> io::Result<StatusCode> {
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        let empty = RequestBody::from(Body::empty());
+        let request = build(self.version, Method::GET, path, query, HeaderMap::new(), empty);
+        let request = request.map_err(io::Error::other)?;
+        match self.send(Box::new(request)).await {
+            Ok(answer) => Ok(answer.head.status),
+            Err(Failure::NotSent(_, error)) => Err(error),
+            Err(Failure::Broken(error)) => Err(io::Error::other(error)),
+        }
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Opens a connection and closes it again; says which process listens, where the system tells.
+    pub(crate) async fn knock(&self) -> io::Result<Option<i32>> {
+        match &self.address {
+            Address::Port(port) => tcp(*port).await.map(|_| None),
+            Address::Socket(path) => Ok(UnixStream::connect(path).await?.peer_cred()?.pid()),
+        }
+    }
+
+    /// The connection that was used last, if it is fresh enough.
+    fn kept(&self) -> Option<http1::SendRequest<RequestBody>> {
+        let mut idle = self.idle();
+        while let Some((since, sender)) = idle.connections.pop() {
+            if since.elapsed() >= KEEP {
+                // All others are older.
+                idle.connections.clear();
+            } else if !sender.is_closed() {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    fn keep(self: &Arc<Self>, sender: http1::SendRequest<RequestBody>) {
+        let mut idle = self.idle();
+        idle.connections.push((Instant::now(), sender));
+        if !mem::replace(&mut idle.attended, true) {
+            let client = Arc::downgrade(self);
+            self.runtime.spawn(async move {
+                loop {
+                    tokio::time::sleep(KEEP).await;
+                    let Some(client) = client.upgrade() else { return };
+                    let mut idle = client.idle();
+                    idle.connections.retain(|(since, _)| since.elapsed() < KEEP);
+                    if idle.connections.is_empty() {
+                        idle.attended = false;
+                        return;
+                    }
+                }
+            });
+        }
+    }
+
+    async fn connect(&self) -> io::Result<http1::SendRequest<RequestBody>> {
+        match &self.address {
+            Address::Port(port) => self.handshake(tcp(*port).await?).await,
+            Address::Socket(path) => self.handshake(UnixStream::connect(path).await?).await,
+        }
+    }
+
+    async fn handshake(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> io::Result<http1::SendRequest<RequestBody>> {
+        let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
+        // What goes wrong with a connection is told to its requests.
+        self.runtime.spawn(async move { drop(connection.await) });
+        Ok(sender)
+    }
+
+    async fn connect_shared(&self) -> io::Result<http2::SendRequest<RequestBody>> {
+        match &self.address {
+            Address::Port(port) => self.handshake_shared(tcp(*port).await?).await,
+            Address::Socket(path) => self.handshake_shared(UnixStream::connect(path).await?).await,
+        }
+    }
+
+    async fn handshake_shared(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> io::Result<http2::SendRequest<RequestBody>> {
+        let builder = http2::Builder::new(On(self.runtime.clone()));
+        let (sender, connection) = builder.handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
+        self.runtime.spawn(async move { drop(connection.await) });
+        Ok(sender)
+    }
+}
+
+/// A call as a request to a worker.
+pub(crate) fn request(version: Version, cx: &CallContext, call: DriverRequest) -> Result<Request<RequestBody>> {
+    let DriverRequest { method, path, query, mut headers, body, .. } = call;
+    for_one_hop(&mut headers);
+    set_call_headers(cx, &mut headers);
+    build(version, method, &path, query.as_deref(), headers, RequestBody::from(body))
+}
+
+fn build(
+    version: Version,
+    method: Method,
+    path: &str,
+    query: Option<&str>,
+    mut headers: HeaderMap,
+    body: RequestBody,
+) -> Result<Request<RequestBody>> {
+    let uri = uri(version, path, query).map_err(|error| {
+        Error::new(ErrorKind::InvalidArgument, "path and query can't be written in a request to the function")
+            .with_source(error)
+    })?;
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(header::EXPECT);
+    headers.remove(header::HOST);
+    if version != Version::HTTP_2 {
+        headers.insert(header::HOST, HOST);
+    }
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+fn uri(version: Version, path: &str, query: Option<&str>) -> Result<Uri, http::Error> {
+    let path = if path.is_empty() { "/" } else { path };
+    let target: http::uri::PathAndQuery = match query {
+        Some(query) => format!("{path}?{query}").parse()?,
+        None => path.parse()?,
+    };
+    if version != Version::HTTP_2 {
+        return Ok(Uri::from(target));
+    }
+    Uri::builder().scheme("http").authority(HOST.as_bytes()).path_and_query(target).build()
+}
+
+/// Servers that listen on `localhost` may do so on either of its addresses.
+async fn tcp(port: u16) -> io::Result<TcpStream> {
+    let stream = match TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await {
+        Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
+            let six = TcpStream::connect(SocketAddr::from((Ipv6Addr::LOCALHOST, port))).await;
+            six.map_err(|_| refused)?
+        }
+        connected => connected?,
+    };
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+#[derive(Debug, Clone)]
+struct On(Handle);
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for On {
+    fn execute(&self, future: F) {
+        drop(self.0.spawn(future));
+    }
+}
+
+impl Answer {
+    /// The next part of the body; `None` at its end, where the connection becomes free for another request.
+    ///
+    /// Cancel-safe.
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, hyper::Error> {
+        while let Some(frame) = self.body.frame().await.transpose()? {
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        if let Some(sender) = self.connection.take()
+            && !sender.is_closed()
+        {
+            self.client.keep(sender);
+        }
+        Ok(None)
+    }
+}
+
+/// Takes out what concerns the connection that it came by.
+fn for_one_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|list| list.split(','))
+        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+        .collect();
+    for name in HOP_BY_HOP.iter().chain(&named) {
+        headers.remove(name);
+    }
+}
+
+/// The payload of a request.
+pub(crate) enum RequestBody {
+    Bytes(Bytes),
+    Stream { stream: ByteStream, len: Option<u64>, broke: Arc<Mutex<Option<Error>>> },
+}
+
+impl RequestBody {
+    /// Where the payload's own error is found, should it break off.
+    pub(crate) fn failure(&self) -> Option<Arc<Mutex<Option<Error>>>> {
+        match self {
+            Self::Bytes(_) => None,
+            Self::Stream { broke, .. } => Some(Arc::clone(broke)),
+        }
+    }
+}
+
+impl fmt::Debug for RequestBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(f, "RequestBody({} bytes)", bytes.len()),
+            Self::Stream { .. } => f.write_str("RequestBody(stream)"),
+        }
+    }
+}
+
+impl From<Body> for RequestBody {
+    fn from(body: Body) -> Self {
+        match body.as_bytes() {
+            Some(bytes) => Self::Bytes(bytes.clone()),
+            None => Self::Stream { len: body.len(), stream: body.into_stream(), broke: Arc::default() },
+        }
+    }
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
+        match self.get_mut() {
+            Self::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Bytes(bytes) => Poll::Ready(Some(Ok(Frame::data(mem::take(bytes))))),
+            Self::Stream { stream, broke, .. } => {
+                let chunk = ready!(stream.as_mut().poll_next(cx));
+                if let Some(Err(error)) = &chunk {
+                    *broke.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+                }
+                Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Bytes(bytes) if bytes.is_empty())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Stream { len: Some(len), .. } => SizeHint::with_exact(*len),
+            Self::Stream { len: None, .. } => SizeHint::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_concerns_one_connection_goes_no_further() {
+        let mut headers = HeaderMap::new();
+        let sent = [
+            ("connection", "close, X-Hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+            ("x-end-to-end", "1"),
+            ("accept", "*/*"),
+        ];
+        for (name, value) in sent {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        for_one_hop(&mut headers);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["accept", "x-end-to-end"]);
+    }
+
+    #[test]
+    fn path_and_query_pass_as_they_came() {
+        for (path, query, expected) in [
+            ("", None, "/"),
+            ("", Some("a=%20&b"), "/?a=%20&b"),
+            ("/a%2Fb/../c", None, "/a%2Fb/../c"),
+            ("/x", Some(""), "/x?"),
+        ] {
+            assert_eq!(uri(Version::HTTP_11, path, query).unwrap().to_string(), expected);
+        }
+        assert_eq!(uri(Version::HTTP_2, "/a", Some("b")).unwrap().to_string(), "http://localhost/a?b");
+        assert!(uri(Version::HTTP_11, "/a b", None).is_err());
+    }
+}
