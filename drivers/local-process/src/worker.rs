@@ -115,6 +115,7 @@ pub(crate) struct WorkerFunction {
     settings: Arc<Settings>,
     pool: Pool<Worker>,
     log: Arc<FunctionLog>,
+    runtime: Handle,
 }
 
 impl WorkerFunction {
@@ -125,8 +126,8 @@ impl WorkerFunction {
         let launcher =
             Arc::new(Launcher { settings: Arc::clone(&settings), revision, secrets, site, log: Arc::clone(&log) });
         let start = move || -> Starting<Worker> { Box::pin(Arc::clone(&launcher).launch()) };
-        let pool = Pool::new(settings.bounds, runtime, tasks, start);
-        Self { settings, pool, log }
+        let pool = Pool::new(settings.bounds, runtime.clone(), tasks, start);
+        Self { settings, pool, log, runtime }
     }
 
     /// Starts the first worker, if there is none, and says how far it is.
@@ -165,7 +166,12 @@ impl WorkerFunction {
     /// Ends calls at once, and asks workers to end.
     pub(crate) fn stop(&self, reason: Stop) {
         self.pool.stop(&reason.error());
-        self.log.close();
+        // Its last words are part of the log.
+        let (gone, log) = (self.pool.gone(), Arc::clone(&self.log));
+        self.runtime.spawn(async move {
+            gone.await;
+            log.close();
+        });
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -188,7 +194,7 @@ impl Launcher {
         let hold = (self.site.admit)()?;
         let this = Arc::clone(&self);
         let starting = process::blocking(&self.site.runtime, move || this.start(hold));
-        let starting = Unready(starting.await??);
+        let starting = starting.await??;
         let worker = Arc::clone(&starting.0);
         let waiting_for = Mutex::new(Cow::Borrowed("to start"));
         let path = self.revision.spec.readiness_path.as_deref();
@@ -227,7 +233,7 @@ impl Launcher {
     }
 
     /// Blocks until the program is loaded.
-    fn start(&self, hold: Hold) -> Result<Arc<Worker>> {
+    fn start(&self, hold: Hold) -> Result<Unready> {
         let Site { config, runtime, ports, processes, tasks, .. } = &self.site;
         let unsent = |error| error::of_io(error, Delivery::NotSent);
         let place = self.settings.listen.place(ports, &config.socket_folder).map_err(unsent)?;
@@ -251,7 +257,7 @@ impl Launcher {
             _place: place,
         });
         tasks.spawn_on(Arc::clone(&worker).attend(process, config.stop_grace), runtime);
-        Ok(worker)
+        Ok(Unready(worker))
     }
 
     fn command(&self, place: &Place) -> Result<Command> {

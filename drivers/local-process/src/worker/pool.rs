@@ -67,6 +67,8 @@ struct Shared<W: Member> {
     state: Mutex<State<W>>,
     changed: Notify,
     stopping: CancellationToken,
+    /// Once it is stopped and its last worker has ended.
+    gone: CancellationToken,
 }
 
 struct State<W: Member> {
@@ -161,6 +163,7 @@ impl<W: Member> Pool<W> {
             state: Mutex::new(state),
             changed: Notify::new(),
             stopping: CancellationToken::new(),
+            gone: CancellationToken::new(),
         }))
     }
 
@@ -243,7 +246,12 @@ impl<W: Member> Pool<W> {
         for slot in slots {
             slot.worker.retire();
         }
-        self.0.changed.notify_waiters();
+        self.0.settle(self.0.state());
+    }
+
+    /// Waits until it is stopped and its last worker has ended.
+    pub(crate) fn gone(&self) -> impl Future<Output = ()> + Send + use<W> {
+        self.0.gone.clone().cancelled_owned()
     }
 
     /// Whether it was stopped.
@@ -372,8 +380,12 @@ impl<W: Member> Shared<W> {
         if state.draining {
             self.retire_idle(&mut state);
         }
+        let gone = state.stopped.is_some() && state.starting + state.leaving == 0;
         drop(state);
         self.changed.notify_waiters();
+        if gone {
+            self.gone.cancel();
+        }
         for (sender, lease) in turns {
             // A turn that comes too late for its caller goes to the next by being dropped.
             drop(sender.send(Ok(lease)));
