@@ -55,10 +55,11 @@ async fn call_path(function: &Deployed, path: &'static str) -> Result<InvokeResp
     function.send(request).await
 }
 
-/// Looks again and again, as there is nothing to wait for.
+/// Looks again and again until it is so.
 async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let looking = async {
         while !is_so().await {
+            // sleep: between two looks; there is nothing to wait for.
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
