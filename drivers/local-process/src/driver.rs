@@ -1,6 +1,6 @@
 //! What is deployed, what runs of it, and the trait that the gateway drives it by.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use function_gateway_core::{
     DriverRef, DriverRequest, EngineInfo, Error, ErrorKind, FaasDriver, FunctionId, FunctionSpec, GatewayId,
     Generation, InvokeResponse, ListScope, LogLine, LogQuery, Protocol, Result, Revision, Scope, Violation,
 };
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::LocalProcessConfig;
 use crate::exec::{self, ExecFunction, Place};
 use crate::process::{self, Hold, Processes, Stop};
+use crate::reaper::{self, Mark, Reaper};
 use crate::worker::{self, Site, WorkerFunction, WorkerPorts};
 
 /// How long a shutdown waits for processes that it has killed.
@@ -41,6 +42,9 @@ pub struct LocalProcess {
     running: TaskTracker,
     permits: Option<Arc<Semaphore>>,
     ports: Arc<WorkerPorts>,
+    reaper: Arc<Reaper>,
+    /// The gateways whose earlier hosts' processes have been looked for.
+    swept: Arc<Mutex<HashSet<GatewayId>>>,
 }
 
 impl fmt::Debug for LocalProcess {
@@ -112,6 +116,10 @@ impl LocalProcess {
     /// [`ErrorKind::InvalidArgument`] for a search path that is not absolute.
     pub fn with_runtime(config: LocalProcessConfig, runtime: Handle) -> Result<Self> {
         config.validate()?;
+        let mark = Mark::new().map_err(|error| {
+            Error::new(ErrorKind::Misconfigured, "/proc does not tell what this driver needs to know")
+                .with_source(error)
+        })?;
         let permits = config.max_processes.map(|limit| {
             let limit = usize::try_from(limit.get()).unwrap_or(Semaphore::MAX_PERMITS);
             Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)))
@@ -123,11 +131,13 @@ impl LocalProcess {
                 vec![Protocol::exec(), Protocol::http()],
             ),
             config: Arc::new(config),
-            runtime,
+            runtime: runtime.clone(),
             deployed: Mutex::default(),
             running: TaskTracker::new(),
             permits,
             ports: Arc::default(),
+            reaper: Arc::new(Reaper::new(mark, runtime)),
+            swept: Arc::default(),
         })
     }
 
@@ -157,13 +167,25 @@ impl LocalProcess {
         permit(self.permits.as_ref(), &self.config)
     }
 
+    /// Ends what earlier hosts of a gateway have left, the first time that it is seen. Blocks on `/proc`.
+    fn sweep(&self, gateway: &GatewayId) -> impl FnOnce() + Send + use<> {
+        let (swept, gateway) = (Arc::clone(&self.swept), gateway.clone());
+        move || {
+            if swept.lock().unwrap_or_else(PoisonError::into_inner).insert(gateway.clone()) {
+                reaper::sweep(&gateway);
+            }
+        }
+    }
+
     /// What is to be deployed, with all that is looked up for it. Blocks on the file system.
     fn resolve(&self, request: DeployRequest) -> impl FnOnce() -> Result<Deployed, Vec<Violation>> + Send + use<> {
         let DeployRequest { gateway, revision, secrets, .. } = request;
         let (config, runtime, tasks) = (Arc::clone(&self.config), self.runtime.clone(), self.running.clone());
         let (ports, permits) = (Arc::clone(&self.ports), self.permits.clone());
+        let (reaper, sweep) = (Arc::clone(&self.reaper), self.sweep(&gateway));
         move || {
-            let processes = Arc::new(Processes::new(runtime.clone()));
+            sweep();
+            let processes = Arc::new(Processes::new(runtime.clone(), reaper, &gateway));
             let (id, generation) = (revision.function, revision.generation);
             let function = if revision.spec.protocol == Protocol::exec() {
                 Runs::Exec(ExecFunction::new(&config, revision)?)
@@ -314,7 +336,11 @@ impl FaasDriver for LocalProcess {
             })
             .collect();
         listed.sort_unstable_by(|a, b| a.target.cmp(&b.target));
-        Box::pin(stream::iter(listed.into_iter().map(Ok)))
+        let listed = stream::iter(listed.into_iter().map(Ok));
+        let ListScope::All(gateway) = &scope else { return Box::pin(listed) };
+        // What a gateway holds is asked for when it starts: a good time to end what its last host could not.
+        let sweeping = process::blocking(&self.runtime, self.sweep(gateway));
+        Box::pin(stream::once(sweeping).filter_map(async |swept| swept.err().map(Err)).chain(listed))
     }
 
     async fn invoke(&self, cx: &CallContext, target: &DriverRef, request: DriverRequest) -> Result<InvokeResponse> {
@@ -348,6 +374,15 @@ impl FaasDriver for LocalProcess {
 
     async fn shutdown(&self, deadline: Instant) -> Result<()> {
         self.running.close();
+        let ended = self.end_all(deadline).await;
+        let reaper = Arc::clone(&self.reaper);
+        process::blocking(&self.runtime, move || reaper.rest()).await?;
+        ended
+    }
+}
+
+impl LocalProcess {
+    async fn end_all(&self, deadline: Instant) -> Result<()> {
         let all: Vec<_> = self.deployed().values().cloned().collect();
         for deployed in &all {
             if let Runs::Workers(workers) = &deployed.function {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use function_gateway_core::{Delivery, Error, ErrorKind, Result};
+use function_gateway_core::{Delivery, Error, ErrorKind, GatewayId, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions};
@@ -22,6 +22,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::error;
+use crate::reaper::{self, Reaper};
 
 /// How long the last owner of a killed process waits for its end, where no runtime is left that could.
 const LAST_WAIT: Duration = Duration::from_secs(1);
@@ -118,7 +119,9 @@ pub(crate) fn start(
     runtime: &Handle,
     hold: Hold,
 ) -> Result<Started> {
+    processes.reaper.ensure()?;
     let Input { reader, writer } = input;
+    command.env(reaper::VARIABLE, &processes.mark);
     command.process_group(0).stdin(reader).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = match command.spawn() {
         Ok(child) => child,
@@ -157,6 +160,7 @@ impl Unwatched {
         drop(entered);
 
         // Watched from here on, and reaped by its number.
+        processes.reaper.register(pid);
         self.0 = None;
         let state = Mutex::new(State { end: None, hold: Some(hold) });
         let group = processes.admit(|id| Group {
@@ -288,6 +292,7 @@ impl Group {
         if state.end.is_none() {
             state.end = self.wait().transpose();
             if state.end.is_some() {
+                self.processes.reaper.forget(self.pid);
                 self.processes.forget(self.id);
                 state.hold = None;
             }
@@ -302,6 +307,8 @@ impl Group {
             return Ok(None);
         }
         log_failure(self.pid, rustix::process::kill_process_group(self.pid, Signal::KILL));
+        // While the number is still its own.
+        self.processes.reaper.forget(self.pid);
         let reaped = rustix::process::waitpid(Some(self.pid), WaitOptions::NOHANG)?;
         Ok(reaped.map(|(_, status)| ExitStatus::from_raw(status.as_raw())))
     }
@@ -341,6 +348,9 @@ fn log_failure(leader: Pid, killed: Result<(), Errno>) {
 #[derive(Debug)]
 pub(crate) struct Processes {
     runtime: Handle,
+    reaper: Arc<Reaper>,
+    /// What marks each of them.
+    mark: String,
     table: Mutex<Table>,
     /// From before the start of each process until it is reaped.
     running: TaskTracker,
@@ -354,10 +364,11 @@ struct Table {
 }
 
 impl Processes {
-    pub(crate) fn new(runtime: Handle) -> Self {
+    pub(crate) fn new(runtime: Handle, reaper: Arc<Reaper>, gateway: &GatewayId) -> Self {
         let running = TaskTracker::new();
         running.close();
-        Self { runtime, table: Mutex::default(), running }
+        let mark = reaper.mark().for_gateway(gateway);
+        Self { runtime, reaper, mark, table: Mutex::default(), running }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

@@ -33,14 +33,15 @@ fn children() -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_leave_no_process_and_no_open_file() {
+    let before = open_files();
     let plain = Deployed::new(spec("cat", &[])).await;
     let on = |spec| Deployed::on(plain.driver.clone(), spec);
     let failing = on(sh("exit 1")).await;
     let endless = on(streaming(sh("sleep 1000 & yes"))).await;
     let idle = on(sh("sleep 1000 & wait")).await;
     plain.call("warm").await.unwrap();
-    let before = open_files();
-    assert_eq!(children(), [""; 0]);
+    // The one that would end the others if this process died.
+    assert_eq!(children().len(), 1);
 
     let calls = (0..200).map(|turn| {
         let (plain, failing, endless, idle) = (&plain, &failing, &endless, &idle);
@@ -61,5 +62,10 @@ async fn calls_leave_no_process_and_no_open_file() {
 
     plain.driver.shutdown(Instant::now() + Duration::from_secs(60)).await.unwrap();
     assert_eq!(children(), [""; 0]);
+    let patience = Instant::now() + Duration::from_secs(60);
+    while open_files() != before && Instant::now() < patience {
+        // sleep: the descriptor by which that one was watched is closed when the runtime gets to it.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
     assert_eq!(open_files(), before);
 }
