@@ -1,6 +1,7 @@
 //! Providers that need nothing but this machine. Each is told which tenant may see what; no tenant sees more.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -63,13 +64,14 @@ pub struct EnvironmentSecrets {
 }
 
 impl EnvironmentSecrets {
-    /// Takes variables, such as `std::env::vars()`, and the prefix of each tenant's.
+    /// Takes variables, such as `std::env::vars_os()`, and the prefix of each tenant's. A value need not be UTF-8; a
+    /// variable whose name is not is no secret's.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] where a prefix is empty, or starts with another tenant's prefix: one tenant would
     /// see what belongs to the other.
-    pub fn new(
-        variables: impl IntoIterator<Item = (String, String)>,
+    pub fn new<N: Into<OsString>, V: Into<OsString>>(
+        variables: impl IntoIterator<Item = (N, V)>,
         prefixes: impl IntoIterator<Item = (TenantId, String)>,
     ) -> Result<Self> {
         let prefixes: BTreeMap<TenantId, String> = prefixes.into_iter().collect();
@@ -83,8 +85,9 @@ impl EnvironmentSecrets {
         let visible = |name: &String| prefixes.values().any(|prefix| name.starts_with(prefix));
         let variables = variables
             .into_iter()
+            .filter_map(|(name, value)| Some((name.into().into_string().ok()?, value)))
             .filter(|(name, _)| visible(name))
-            .map(|(name, value)| (name, Secret::new(value)))
+            .map(|(name, value)| (name, Secret::new(value.into().into_encoded_bytes())))
             .collect();
         Ok(Self { variables, prefixes })
     }
@@ -204,8 +207,20 @@ mod tests {
     fn overlapping_prefixes_are_refused() {
         for (one, two) in [("A_", "A_B_"), ("A_", "A_"), ("", "A_")] {
             let prefixes = [("t1".parse().unwrap(), one.to_owned()), ("t2".parse().unwrap(), two.to_owned())];
-            assert!(EnvironmentSecrets::new([], prefixes).is_err(), "{one:?} {two:?}");
+            assert!(EnvironmentSecrets::new(std::env::vars_os(), prefixes).is_err(), "{one:?} {two:?}");
         }
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn variables_that_are_not_text_are_taken_as_they_are_and_break_nothing() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let variables = [(&b"ACME_KEY"[..], &b"\xff\xfe"[..]), (b"ACME_\xff", b"x")];
+        let variables =
+            variables.map(|(name, value)| (OsString::from_vec(name.into()), OsString::from_vec(value.into())));
+        let secrets = EnvironmentSecrets::new(variables, [("acme".parse().unwrap(), "ACME_".to_owned())]).unwrap();
+        assert_eq!(get(&secrets, "acme", "key").await.unwrap(), b"\xff\xfe");
+        assert_eq!(secrets.variables.len(), 1);
     }
 
     #[tokio::test]
