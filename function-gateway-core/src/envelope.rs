@@ -71,7 +71,9 @@ pub(crate) fn wrap(cx: &CallContext, revision: &Revision, payload: &Bytes, secre
         let injected = secrets.iter().find(|injected| injected.name == binding.secret);
         if let Some(injected) = injected {
             let value = injected.value.expose_str();
-            let value = value.map_err(|error| error.with_context("secret", binding.secret.as_str()))?;
+            let value = value.map_err(|error| {
+                error.with_context("secret", binding.secret.as_str()).with_context("field", field.as_str())
+            })?;
             values.insert(field.clone(), Value::from(value));
         }
     }
@@ -136,6 +138,10 @@ mod tests {
     use http::StatusCode;
 
     use super::*;
+    use crate::{
+        FunctionId, FunctionKey, FunctionSpec, Generation, Principal, ProcessWorkload, RevisionReason, Secret,
+        SecretBinding,
+    };
 
     fn answer(status: StatusCode, body: &'static str) -> Result<InvokeResponse> {
         unwrap(InvokeResponse::new(status, body), &LogSink::detached(100))
@@ -167,6 +173,35 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::InvalidOutput);
         let response = answer(StatusCode::INTERNAL_SERVER_ERROR, "hello").unwrap();
         assert_eq!(payload(&response), b"hello");
+    }
+
+    #[test]
+    fn what_is_not_utf8_is_refused_with_its_place() {
+        let binding = SecretBinding::envelope("key".parse().unwrap(), "api_key");
+        let spec = FunctionSpec::new("local".parse().unwrap(), ProcessWorkload::new("cat")).with_secret(binding);
+        let key = FunctionKey::new("acme".parse().unwrap(), "f".parse().unwrap());
+        let (created, principal) = ((Timestamp::now(), "ada".parse().unwrap()), "ada".parse().unwrap());
+        let cx = CallContext::new(Principal::new(key.tenant.clone(), principal));
+        let revision =
+            Revision::new(key, FunctionId::generate(), Generation::FIRST, spec, created, RevisionReason::Created);
+
+        let error = wrap(&cx, &revision, &Bytes::from_static(b"{\"a\": \"\xff\"}"), &[]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.message().ends_with("it is not UTF-8 after the first 7 bytes"), "{error}");
+        let error = wrap(&cx, &revision, &Bytes::from_static(b"{\n\"a\""), &[]).unwrap_err();
+        assert_eq!((error.context_value("line"), error.context_value("column")), (Some("2"), Some("3")));
+        assert!(!error.message().contains("UTF-8"), "{error}");
+
+        let secret = Injected { name: "key".parse().unwrap(), value: Secret::new(b"canary\xff".to_vec()) };
+        let error = wrap(&cx, &revision, &Bytes::new(), &[secret]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Misconfigured);
+        assert_eq!((error.context_value("secret"), error.context_value("field")), (Some("key"), Some("api_key")));
+        assert!(error.message().contains("not valid UTF-8") && !format!("{error:?}").contains("canary"), "{error:?}");
+
+        let body = Bytes::from_static(b"{\"payload\": \"\xff\"}");
+        let error = unwrap(InvokeResponse::new(StatusCode::OK, body), &LogSink::detached(100)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOutput);
+        assert!(error.message().ends_with("it is not UTF-8 after the first 13 bytes"), "{error}");
     }
 
     #[test]

@@ -275,10 +275,8 @@ impl MiddlewareSet {
                 let known = self.by_choice.iter().map(|factory| factory.name()).collect::<Vec<_>>().join(", ");
                 let known = if known.is_empty() { "none".to_owned() } else { known };
                 let name = spec.middleware.get(position).map_or("", |choice| &choice.name);
-                found.push(Violation::new(
-                    at,
-                    format!("there is no middleware {:?} to choose; there are: {known}", name),
-                ));
+                found
+                    .push(Violation::new(at, format!("there is no middleware {name:?} to choose; there are: {known}")));
                 continue;
             };
             let stage = factory.stage();

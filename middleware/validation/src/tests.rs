@@ -202,6 +202,17 @@ fn a_schema_that_is_none_is_refused_with_every_place() {
 }
 
 #[test]
+fn a_schema_that_is_none_is_quoted_with_what_would_be_right() {
+    let types = "there are array, boolean, integer, null, number, object and string";
+    for dialect in DIALECTS {
+        let (_, reason) = refused(json!({"$schema": dialect, "type": "objekt"}));
+        assert_eq!(reason, format!("\"objekt\" is no type: {types}"), "{dialect}");
+        let (pointer, reason) = refused(json!({"$schema": dialect, "dependencies": {"a": 7}}));
+        assert_eq!((&*pointer, &*reason), ("/input_schema/dependencies/a", "7 can't stand here"), "{dialect}");
+    }
+}
+
+#[test]
 fn a_reference_to_anything_outside_is_refused_at_its_place() {
     for outside in [
         "http://a.test/s",
