@@ -7,15 +7,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::common::{
-    cx, driver, function, gateway, gateway_with, name, principal, soon, spec, spec_number, store, text,
+    Setup, cx, driver, function, gateway, gateway_with, name, principal, soon, spec, spec_number, store, text,
 };
 use function_gateway_core::{
-    Action, Authorizer, CallContext, ConditionKind, Deadline, Decision, Error, ErrorKind, FunctionExecutor as _,
-    FunctionFilter, FunctionManager as _, FunctionManagerExt as _, Gateway, Generation, InvokeRequest, PageRequest,
-    Phase, Precondition, ProvidedSecret, Resource, Result, Retry, RevisionReason, RevisionState, Secret, SecretBinding,
-    SecretProvider, SecretRef, TenantId, Violation,
+    Action, Authorizer, CallContext, Clock, ConditionKind, Deadline, Decision, Error, ErrorKind, FunctionExecutor as _,
+    FunctionFilter, FunctionManager as _, FunctionManagerExt as _, FunctionSpec, Gateway, Generation, InvokeRequest,
+    PageRequest, Phase, Precondition, ProvidedSecret, Resource, Result, Retry, RevisionReason, RevisionState, Secret,
+    SecretBinding, SecretProvider, SecretRef, SystemClock, TenantId, Violation,
 };
-use function_gateway_testkit::{Engine, Fault, Gate, Handler, Op, Readiness};
+use function_gateway_testkit::{Engine, Fault, Gate, Handler, ManualClock, Op, Readiness};
 
 fn generation(number: u64) -> Generation {
     Generation::new(number).unwrap()
@@ -92,6 +92,15 @@ async fn an_unknown_driver_is_refused_with_those_there_are() {
     let violations = setup.gateway.validate(&cx(), &unknown).await.unwrap();
     assert_eq!(violations[0].pointer, "/driver");
     assert!(violations[0].reason.contains("scripted"), "{violations:?}");
+}
+
+#[tokio::test]
+async fn an_unknown_middleware_is_refused_by_its_name() {
+    let setup = gateway().await;
+    let unknown = spec().with_middleware("cache", serde_json::json!({}));
+    let violations = setup.gateway.validate(&cx(), &unknown).await.unwrap();
+    let expected = "there is no middleware \"cache\" to choose; there are: none";
+    assert_eq!(violations, [Violation::new("/middleware/0/name", expected)]);
 }
 
 #[tokio::test]
@@ -210,25 +219,77 @@ impl SecretProvider for Flaky {
     }
 }
 
-#[tokio::test]
-async fn a_secret_provider_that_is_down_puts_a_deployment_off() {
-    let (engine, store) = (Engine::new(), store());
+/// A gateway whose driver takes secrets at deployment, from a provider that is out of reach so many times.
+async fn sealed(times: u32, clock: Arc<dyn Clock>) -> (Setup, Arc<Flaky>) {
+    let (engine, store, vault) = (Engine::new(), store(), Arc::new(Flaky(AtomicU32::new(times))));
+    engine.on_invoke(Handler::secrets());
     let at_deploy = driver(&engine).with_capabilities(|capabilities| {
         (capabilities.secrets_at_deploy, capabilities.secrets_per_call) = (true, false);
     });
     let gateway = Gateway::builder()
-        .store(store)
+        .store(Arc::clone(&store))
         .driver("scripted".parse().unwrap(), Arc::new(at_deploy))
-        .secrets(Arc::new(Flaky(AtomicU32::new(2))))
+        .secrets(Arc::clone(&vault) as Arc<dyn SecretProvider>)
+        .clock(clock)
         .without_reconciler()
         .build()
         .await
         .unwrap();
-    let with_secret = spec().with_secret(SecretBinding::env("key".parse().unwrap(), "KEY"));
-    let created = gateway.create(&cx(), &name("echo"), with_secret).await.unwrap();
-    assert_eq!(created.status.phase, Phase::Ready);
-    // Nothing was deployed without the secret.
-    assert_eq!(engine.count(Op::Deploy), 1);
+    (Setup { gateway, engine, store }, vault)
+}
+
+fn with_key(number: u32) -> FunctionSpec {
+    spec_number(number).with_secret(SecretBinding::env("key".parse().unwrap(), "KEY"))
+}
+
+#[tokio::test]
+async fn a_secret_provider_that_is_down_for_a_moment_is_asked_again_before_anything_is_deployed() {
+    let (setup, vault) = sealed(2, Arc::new(SystemClock)).await;
+    let created = setup.gateway.create(&cx(), &name("f"), with_key(1)).await.unwrap();
+    assert_eq!((created.status.phase, setup.engine.count(Op::Deploy)), (Phase::Ready, 1));
+    assert_eq!(vault.0.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_provider_that_is_down_puts_a_deployment_off() {
+    let clock = ManualClock::default();
+    let (setup, vault) = sealed(u32::MAX, Arc::new(clock.clone())).await;
+    let gateway = &setup.gateway;
+    let hurry = || cx().with_deadline(Deadline::after(Duration::from_secs(1)));
+    let created = gateway.create(&hurry(), &name("f"), with_key(1)).await.unwrap();
+    // It is on its way and says what it waits for. Nothing is deployed without the secret, and nothing can be called.
+    assert_eq!((created.status.phase, setup.engine.count(Op::Deploy)), (Phase::Pending, 0));
+    let waiting = created.status.deployment(generation(1)).unwrap();
+    assert!(waiting.message.contains("the vault is sealed") && waiting.due_at.is_some(), "{waiting:?}");
+    let error = gateway.invoke(&cx(), &function("f"), InvokeRequest::new("")).await.unwrap_err();
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::NotReady, Retry::Transient));
+
+    vault.0.store(0, Ordering::SeqCst);
+    converge(gateway, &clock).await;
+    let ready = gateway.get(&cx(), &name("f")).await.unwrap();
+    assert_eq!((ready.status.phase, setup.engine.count(Op::Deploy)), (Phase::Ready, 1));
+    let answer = gateway.invoke(&cx(), &function("f"), InvokeRequest::new("")).await.unwrap();
+    assert_eq!(text(answer).await, r#"{"KEY":"value"}"#);
+
+    // What serves goes on while an update waits for the provider.
+    vault.0.store(u32::MAX, Ordering::SeqCst);
+    let updated = gateway.update(&hurry(), &name("f"), with_key(2), Precondition::none()).await.unwrap();
+    assert_eq!((updated.generation, updated.status.serving_generation()), (generation(2), Some(generation(1))));
+    let answer = gateway.invoke(&cx(), &function("f"), InvokeRequest::new("")).await.unwrap();
+    assert_eq!(text(answer).await, r#"{"KEY":"value"}"#);
+    vault.0.store(0, Ordering::SeqCst);
+    converge(gateway, &clock).await;
+    let ready = gateway.get(&cx(), &name("f")).await.unwrap();
+    assert_eq!(ready.status.serving_generation(), Some(generation(2)));
+}
+
+/// Does what is due until nothing is, as time passes.
+async fn converge(gateway: &Gateway, clock: &ManualClock) {
+    for _ in 0..50 {
+        clock.advance(Duration::from_secs(10));
+        gateway.reconcile_due().await.unwrap();
+    }
+    assert_eq!(gateway.reconcile_due().await.unwrap(), 0, "something is stuck");
 }
 
 #[tokio::test]
