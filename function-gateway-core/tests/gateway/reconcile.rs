@@ -257,11 +257,9 @@ async fn the_gateways_own_task_does_what_is_due() {
 #[tokio::test(start_paused = true)]
 async fn a_removal_that_worked_and_says_otherwise_leaves_nothing_stuck() {
     for what in [Change::Update, Change::Delete] {
-        let world = prepared(what).await;
+        let world = with_lost_removal(what).await;
         let plan = CrashPlan::never();
         let host = world.host(&plan).await;
-        let lost = Error::new(ErrorKind::Unavailable, "the connection broke");
-        world.engine.inject(Op::Remove, Fault::error(lost).times(1).after_effect());
         change(&world, &host, what).await;
         world.converge(&host).await;
         world.assert_consistent(&plan).await;
@@ -269,4 +267,38 @@ async fn a_removal_that_worked_and_says_otherwise_leaves_nothing_stuck() {
         let after = FunctionStore::get(&*world.store, &key()).await.unwrap();
         assert_eq!(after.is_some(), what == Change::Update);
     }
+}
+
+/// The host that got the wrong answer dies as well, at any step: the next one has only store and engine to go by.
+#[tokio::test(start_paused = true)]
+async fn a_removal_whose_answer_is_lost_with_its_host_leaves_nothing_stuck_and_no_orphan() {
+    for what in [Change::Update, Change::Delete] {
+        let dry = CrashPlan::never();
+        let world = with_lost_removal(what).await;
+        change(&world, &world.host(&dry).await, what).await;
+        let mut lost = 0;
+        for plan in CrashPlan::every(dry.steps()) {
+            let world = with_lost_removal(what).await;
+            soon(plan.run(async { change(&world, &world.host(&plan).await, what).await })).await;
+            assert!(plan.has_crashed(), "{plan:?}");
+            lost += world.engine.count(Op::Remove);
+            let next = world.host(&CrashPlan::never()).await;
+            world.converge(&next).await;
+            world.assert_consistent(&plan).await;
+            // Whatever the dead host did not get to: the next one brings it to the same end.
+            change(&world, &next, what).await;
+            world.converge(&next).await;
+            world.assert_consistent(&plan).await;
+            let after = FunctionStore::get(&*world.store, &key()).await.unwrap();
+            assert_eq!(after.is_some(), what == Change::Update, "{plan:?}");
+        }
+        assert!(lost > 0, "{what:?}: no host died after a removal");
+    }
+}
+
+async fn with_lost_removal(what: Change) -> World {
+    let world = prepared(what).await;
+    let lost = Error::new(ErrorKind::Unavailable, "the connection broke");
+    world.engine.inject(Op::Remove, Fault::error(lost).times(1).after_effect());
+    world
 }
