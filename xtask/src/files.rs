@@ -19,7 +19,10 @@ impl File {
     }
 }
 
-/// Every text file below a folder of the checkout, in order of its path; build output and version control left out.
+/// Folders that hold nothing of the checkout's own: version control, and what is built or installed.
+const FOREIGN: &[&str] = &[".git", "target", "node_modules", "venv"];
+
+/// Every text file below a folder of the checkout, in order of its path; [`FOREIGN`] folders left out.
 pub(crate) fn read_all(root: &Path, below: &Path) -> Result<Vec<File>> {
     let mut files = Vec::new();
     let mut open = vec![below.to_owned()];
@@ -29,7 +32,7 @@ pub(crate) fn read_all(root: &Path, below: &Path) -> Result<Vec<File>> {
             let entry = entry.map_err(problem)?;
             let name = entry.file_name();
             let kind = entry.file_type().map_err(problem)?;
-            if kind.is_dir() && name != "target" && name != ".git" {
+            if kind.is_dir() && FOREIGN.iter().all(|foreign| name != *foreign) {
                 open.push(entry.path());
             } else if kind.is_file()
                 && let Ok(text) = String::from_utf8(read(&entry.path())?)

@@ -182,10 +182,15 @@ fn api_docs(workspace: &Workspace) -> Result<()> {
 }
 
 fn examples(workspace: &Workspace) -> Result<()> {
-    for package in workspace.members().filter(|package| workspace.folder(package).starts_with("examples/")) {
+    for package in workspace.members().filter(|package| is_example(&workspace.folder(package))) {
         run(&mut workspace.cargo(["run", "--quiet", "-p", &package.name]))?;
     }
     Ok(())
+}
+
+/// Whether a folder's crate is an example that runs by itself; functions are started by a driver.
+fn is_example(folder: &str) -> bool {
+    folder.starts_with("examples/") && !folder.starts_with("examples/functions/")
 }
 
 /// Builds them without optimising, from what the tests have built already: figures are for `cargo xtask bench`.
@@ -217,6 +222,13 @@ mod tests {
     fn the_help_lists_every_step_in_order() {
         let lines = HELP.lines().filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next());
         assert_eq!(lines.collect::<Vec<_>>(), STEPS.iter().map(|step| step.name).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_function_is_no_example_that_runs_by_itself() {
+        assert!(is_example("examples/quickstart"));
+        assert!(!is_example("examples/functions/axum-worker"));
+        assert!(!is_example("drivers/local-process"));
     }
 
     #[test]

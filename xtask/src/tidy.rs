@@ -16,7 +16,7 @@ pub(crate) const HELP: &str = "\
 - Every crate inherits the workspace's lints.
 - Every relative link in a *.md file leads to a file, and to a heading where it names one.
 - Every document in docs/ is linked from another document.
-- A script can be executed, and starts with `#!`.";
+- A script can be executed, and starts with `#!`. A Python file that only defines things is none.";
 
 /// Marks of what was left for later. In pieces, so that this file does not hold them.
 const LEFTOVERS: &[&str] = &[
@@ -45,7 +45,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
         if file.path.ends_with("Cargo.toml") && !inherits_lints(&file.text) {
             problems.push(format!("{}: `[lints] workspace = true` is missing", file.path));
         }
-        if is_script || file.has_extension("sh") || file.has_extension("py") {
+        if is_script || file.has_extension("sh") || is_python_script(file) {
             problems.extend(script_problems(file, is_executable(&workspace.root.join(&file.path))));
         }
     }
@@ -105,6 +105,11 @@ fn inherits_lints(manifest: &str) -> bool {
     let lines: Vec<&str> = manifest.lines().map(str::trim).collect();
     let is_package = lines.contains(&"[package]");
     !is_package || lines.windows(2).any(|pair| pair == ["[lints]", "workspace = true"])
+}
+
+/// Whether a file is Python that does something when it is run, or says that it does.
+fn is_python_script(file: &File) -> bool {
+    file.has_extension("py") && (file.text.starts_with("#!") || file.text.contains("__main__"))
 }
 
 fn script_problems(file: &File, executable: bool) -> Vec<String> {
@@ -227,6 +232,14 @@ mod tests {
     fn a_script_names_its_interpreter_and_can_be_executed() {
         assert!(script_problems(&file("a.sh", "#!/bin/sh\n"), true).is_empty());
         assert_eq!(script_problems(&file("a.sh", "echo\n"), false).len(), 2);
+    }
+
+    #[test]
+    fn python_that_only_defines_things_is_no_script() {
+        assert!(is_python_script(&file("a.py", "if __name__ == \"__main__\":\n    main()\n")));
+        assert!(is_python_script(&file("a.py", "#!/usr/bin/env python3\n")));
+        assert!(!is_python_script(&file("a.py", "def greet(): pass\n")));
+        assert!(!is_python_script(&file("a.sh", "#!/bin/sh\n")));
     }
 
     #[test]
