@@ -1,7 +1,8 @@
 //! Function Gateway driver that runs functions as processes on this machine.
 //!
-//! [`LocalProcess`] speaks the protocol `exec`: one process for each invocation, the payload on its standard input, the
-//! result on its standard output, its log on standard error. `docs/drivers/local-process.md` is the contract that a
+//! [`LocalProcess`] speaks two protocols. By `exec` there is one process for each invocation, the payload on its standard
+//! input, the result on its standard output, its log on standard error. By `http` there are workers that stay: web
+//! servers, started as load asks, kept warm, replaced when they die. `docs/drivers/local-process.md` is the contract that a
 //! function is written against.
 //!
 //! Linux 5.4 or later: the driver follows each process by a file descriptor (`pidfd`).
