@@ -14,6 +14,7 @@ mod licences;
 mod long;
 mod markdown;
 mod readme;
+mod runtimes;
 mod rust;
 mod test;
 mod tidy;
@@ -60,6 +61,13 @@ const COMMANDS: &[Command] = &[
         summary: tidy::SUMMARY,
         help: tidy::HELP,
         run: |workspace, args| no_arguments(args).and_then(|()| tidy::check(workspace)),
+    },
+    Command {
+        name: "runtimes",
+        arguments: "",
+        summary: runtimes::SUMMARY,
+        help: runtimes::HELP,
+        run: |workspace, args| no_arguments(args).and_then(|()| runtimes::command(workspace)),
     },
     Command {
         name: "soak",

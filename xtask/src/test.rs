@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::workspace::{Package, Workspace, answers, output, run};
-use crate::{Result, architecture, docs, instructions, licences, readme, tidy};
+use crate::{Result, architecture, docs, instructions, licences, readme, runtimes, tidy};
 
 pub(crate) const SUMMARY: &str = "Run every check and test; the steps, in order, or only those that are named";
 pub(crate) const HELP: &str = "\
@@ -18,7 +18,8 @@ Steps, cheap ones first; the first that fails ends the run:
   licences       the licences of all dependencies
   lint           cargo clippy, all targets, all features, warnings are errors
   features       each crate alone, without features and with each of them
-  test           all tests, doc tests included
+  runtimes       the runtimes of others that functions of the tests need, from their registries
+  test           all tests, doc tests included, and those that need the runtimes
   api-docs       cargo doc, warnings are errors
   docs           the generated sections of documents are up to date
   examples       every example runs and ends well
@@ -29,8 +30,26 @@ Steps, cheap ones first; the first that fails ends the run:
 /// Set for the tests: what can't run here fails instead of being skipped.
 const TEST_ENVIRONMENT: &[(&str, &str)] = &[("FUNCTION_GATEWAY_CONFORMANCE_STRICT", "1")];
 
-/// Programs that tests and sample functions use, and the Debian packages that bring them.
-const PROGRAMS: &[(&str, &str)] = &[("python3", "python3-minimal"), ("valgrind", "valgrind")];
+/// Part of the name of each ignored test that needs the runtimes.
+const NEEDS_RUNTIMES: &str = "real_runtime";
+
+/// Something that tests and sample functions use.
+struct Tool {
+    name: &'static str,
+    /// The command that tells by ending well that it is there.
+    check: &'static [&'static str],
+    /// The Debian package that brings it.
+    package: &'static str,
+}
+
+const TOOLS: &[Tool] = &[
+    Tool { name: "python3", check: &["python3", "--version"], package: "python3-minimal" },
+    // Debian has the part that fills a new environment in a package of its own.
+    Tool { name: "python3 -m venv", check: &["python3", "-c", "import ensurepip, venv"], package: "python3-venv" },
+    Tool { name: "node", check: &["node", "--version"], package: "nodejs" },
+    Tool { name: "npm", check: &["npm", "--version"], package: "npm" },
+    Tool { name: "valgrind", check: &["valgrind", "--version"], package: "valgrind" },
+];
 
 struct Step {
     name: &'static str,
@@ -45,6 +64,7 @@ const STEPS: &[Step] = &[
     Step { name: "licences", run: licences::check },
     Step { name: "lint", run: lint },
     Step { name: "features", run: features },
+    Step { name: "runtimes", run: runtimes::command },
     Step { name: "test", run: test },
     Step { name: "api-docs", run: api_docs },
     Step { name: "docs", run: |workspace| docs::update(workspace, true) },
@@ -103,12 +123,14 @@ fn tools(workspace: &Workspace) -> Result<()> {
                 .map_err(|problem| format!("{name} is missing, a component of the Rust toolchain: {problem}"))?;
         }
     }
-    for (program, package) in PROGRAMS {
-        if !answers(Command::new(program).arg("--version")) {
-            install(program, package)?;
-        }
+    for tool in TOOLS.iter().filter(|tool| !is_there(tool)) {
+        install(tool)?;
     }
     Ok(())
+}
+
+fn is_there(tool: &Tool) -> bool {
+    tool.check.split_first().is_some_and(|(program, args)| answers(Command::new(program).args(args)))
 }
 
 /// Says whether this run also checks the oldest Rust that is supported; an error where the running one is older.
@@ -134,10 +156,11 @@ fn minor(version: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-fn install(program: &str, package: &str) -> Result<()> {
+fn install(tool: &Tool) -> Result<()> {
+    let Tool { name, package, .. } = tool;
     let is_root = output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
     if !is_root || !answers(Command::new("apt-get").arg("--version")) {
-        return Err(format!("{program} is missing, and can't be installed here: install it (Debian: {package})"));
+        return Err(format!("{name} is missing, and can't be installed here: install it (Debian: {package})"));
     }
     let apt = || {
         let mut command = Command::new("apt-get");
@@ -172,8 +195,19 @@ fn features_of(package: &Package) -> BTreeSet<&str> {
 }
 
 fn test(workspace: &Workspace) -> Result<()> {
-    let mut command = workspace.cargo(["test", "--workspace", "--all-features"]);
-    run(command.envs(TEST_ENVIRONMENT.iter().copied()))
+    let runtimes = runtimes::install(workspace)?;
+    let tests = |args: &[&str]| {
+        let mut command = workspace.cargo(["test", "--workspace", "--all-features"]);
+        command.args(args).envs(TEST_ENVIRONMENT.iter().copied()).env(runtimes::VARIABLE, &runtimes);
+        command
+    };
+    run(&mut tests(&[]))?;
+    let ignored = ["--tests", "--", "--ignored", NEEDS_RUNTIMES];
+    let list = output(tests(&ignored).arg("--list"))?;
+    if !list.lines().any(|line| line.ends_with(": test")) {
+        return Err(format!("there is no ignored test with `{NEEDS_RUNTIMES}` in its name"));
+    }
+    run(&mut tests(&ignored))
 }
 
 fn api_docs(workspace: &Workspace) -> Result<()> {
@@ -222,6 +256,13 @@ mod tests {
     fn the_help_lists_every_step_in_order() {
         let lines = HELP.lines().filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next());
         assert_eq!(lines.collect::<Vec<_>>(), STEPS.iter().map(|step| step.name).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_tool_is_there_if_its_command_ends_well() {
+        assert!(is_there(&Tool { name: "true", check: &["true"], package: "coreutils" }));
+        assert!(!is_there(&Tool { name: "false", check: &["false"], package: "coreutils" }));
+        assert!(!is_there(&Tool { name: "none", check: &["no-such-program"], package: "none" }));
     }
 
     #[test]

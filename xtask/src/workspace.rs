@@ -15,6 +15,7 @@ pub(crate) struct Metadata {
     pub(crate) packages: Vec<Package>,
     workspace_members: BTreeSet<String>,
     workspace_root: PathBuf,
+    target_directory: PathBuf,
     resolve: Resolve,
 }
 
@@ -87,6 +88,11 @@ impl Workspace {
         let mut command = Command::new(cargo_path());
         command.args(args).current_dir(&self.root);
         command
+    }
+
+    /// Where cargo puts what it builds.
+    pub(crate) fn target(&self) -> &Path {
+        &self.metadata.target_directory
     }
 
     pub(crate) fn members(&self) -> impl Iterator<Item = &Package> {
