@@ -89,8 +89,11 @@ impl Deployed {
     }
 
     pub async fn send(&self, request: DriverRequest) -> Result<InvokeResponse> {
-        let cx = cx();
-        let invoked = self.driver.invoke(&cx, &self.target, request);
+        self.send_as(&cx(), request).await
+    }
+
+    pub async fn send_as(&self, cx: &CallContext, request: DriverRequest) -> Result<InvokeResponse> {
+        let invoked = self.driver.invoke(cx, &self.target, request);
         tokio::time::timeout(PATIENCE, invoked).await.expect("the call hangs")
     }
 
