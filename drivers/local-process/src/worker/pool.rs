@@ -535,3 +535,220 @@ impl<W: Member> fmt::Debug for Lease<W> {
         f.debug_struct("Lease").field("id", &self.id).field("spoiled", &self.spoiled).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use function_gateway_core::ErrorKind;
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    /// A worker without a process.
+    struct Fake {
+        number: u32,
+        end: CancellationToken,
+        retired: CancellationToken,
+    }
+
+    impl Member for Fake {
+        fn retire(&self) {
+            self.retired.cancel();
+            self.end.cancel();
+        }
+
+        async fn ended(&self) -> Error {
+            self.end.cancelled().await;
+            broken("ended")
+        }
+    }
+
+    fn broken(message: &'static str) -> Error {
+        Error::new(ErrorKind::FunctionBroken, message).with_retry(Retry::Transient)
+    }
+
+    /// How the next starts go. Time is tokio's own, and paused.
+    #[derive(Default)]
+    struct Script {
+        started: AtomicU32,
+        /// So many of the first starts fail.
+        failing: AtomicU32,
+        /// How long a start takes.
+        takes: Duration,
+    }
+
+    const USUAL: Bounds = Bounds { min: 0, max: 10, each: 2, idle: Duration::from_secs(300) };
+
+    fn pool(bounds: Bounds, script: Script) -> (Pool<Fake>, Arc<Script>) {
+        let script = Arc::new(script);
+        let shared = Arc::clone(&script);
+        let start = move || -> Starting<Fake> {
+            let script = Arc::clone(&shared);
+            Box::pin(async move {
+                let number = script.started.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(script.takes).await;
+                if number < script.failing.load(Ordering::SeqCst) {
+                    return Err(broken("no start"));
+                }
+                let (end, retired) = (CancellationToken::new(), CancellationToken::new());
+                Ok(Arc::new(Fake { number, end, retired }))
+            })
+        };
+        (Pool::new(bounds, Handle::current(), TaskTracker::new(), start), script)
+    }
+
+    fn started(script: &Script) -> u32 {
+        script.started.load(Ordering::SeqCst)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_starts_as_many_as_its_calls_fill() {
+        let (pool, script) = pool(USUAL, Script { takes: Duration::from_secs(1), ..Script::default() });
+        let leases = join_all((0..5).map(|_| pool.acquire())).await;
+        assert_eq!(started(&script), 3);
+        let mut numbers: Vec<_> = leases.iter().map(|lease| lease.as_ref().unwrap().worker().number).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [0, 0, 1, 1, 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beyond_the_limit_calls_wait_in_their_order() {
+        let (pool, script) = pool(Bounds { max: 1, each: 1, ..USUAL }, Script::default());
+        let first = pool.acquire().await.unwrap();
+        let (mut second, mut third) = (Box::pin(pool.acquire()), Box::pin(pool.acquire()));
+        assert!(futures_util::poll!(&mut second).is_pending() && futures_util::poll!(&mut third).is_pending());
+        drop(first);
+        assert!(futures_util::poll!(&mut third).is_pending());
+        // One who no longer waits does not keep the turn.
+        drop(second);
+        assert_eq!(third.await.unwrap().worker().number, 0);
+        assert_eq!(started(&script), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_least_loaded_worker_gets_the_call_and_idle_ones_end() {
+        let (pool, _) = pool(USUAL, Script::default());
+        let held = join_all((0..3).map(|_| pool.acquire())).await;
+        let workers: Vec<_> = held.iter().map(|lease| Arc::clone(lease.as_ref().unwrap().worker())).collect();
+        let next = pool.acquire().await.unwrap();
+        assert_eq!(next.worker().number, 1);
+        drop((held, next));
+        tokio::time::sleep(USUAL.idle * 3).await;
+        assert!(workers.iter().all(|worker| worker.retired.is_cancelled()));
+        assert!(matches!(pool.condition(), Condition::Ready { idle: true }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_lowest_number_is_kept_without_calls() {
+        let (pool, script) = pool(Bounds { min: 2, ..USUAL }, Script::default());
+        pool.warm(Duration::from_secs(1)).await;
+        tokio::time::sleep(USUAL.idle * 3).await;
+        assert_eq!(started(&script), 2);
+        let worker = Arc::clone(pool.acquire().await.unwrap().worker());
+        assert!(!worker.retired.is_cancelled());
+        worker.end.cancel();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(started(&script), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn starts_that_fail_are_made_one_at_a_time_and_ever_more_seldom() {
+        let script = Script { failing: AtomicU32::new(u32::MAX), ..Script::default() };
+        let (pool, script) = pool(Bounds { min: 3, ..USUAL }, script);
+        let begun = Instant::now();
+        pool.warm(Duration::from_secs(1)).await;
+        assert!(matches!(pool.condition(), Condition::Starting(Some(_))));
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert!(matches!(pool.condition(), Condition::Failed(_)));
+        // At first three at a time, as asked; then after 0.4, 0.8, ... 51.2 s, and each minute.
+        let made = started(&script);
+        assert!((10..25).contains(&made), "{made} starts in {:?}", begun.elapsed());
+        let refused = pool.acquire().await.unwrap_err();
+        assert_eq!((refused.message(), refused.delivery()), ("no start", Delivery::NotSent));
+        assert!(refused.retry_after().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_start_that_fails_is_told_and_the_next_start_may_work() {
+        let (pool, _) = pool(USUAL, Script { failing: AtomicU32::new(1), ..Script::default() });
+        let refused = pool.acquire().await.unwrap_err();
+        assert_eq!((refused.message(), refused.delivery()), ("no start", Delivery::NotSent));
+        pool.acquire().await.unwrap().prove();
+        assert!(matches!(pool.condition(), Condition::Ready { idle: false }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_has_answered_is_replaced_at_once_and_one_that_has_not_after_a_while() {
+        let (pool, script) = pool(Bounds { min: 1, ..USUAL }, Script::default());
+        let mut lease = pool.acquire().await.unwrap();
+        lease.prove();
+        lease.worker().end.cancel();
+        drop(lease);
+        // Let the end be seen.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let begun = Instant::now();
+        let next = pool.acquire().await.unwrap();
+        assert_eq!((next.worker().number, begun.elapsed()), (1, Duration::ZERO));
+        next.worker().end.cancel();
+        drop(next);
+        // Let the end be seen.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(pool.acquire().await.unwrap().worker().number, 2);
+        assert!(begun.elapsed() >= FIRST_BACKOFF);
+        assert_eq!(started(&script), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_spoiled_worker_gets_no_other_call() {
+        let (pool, _) = pool(Bounds { max: 1, each: 1, ..USUAL }, Script::default());
+        let mut lease = pool.acquire().await.unwrap();
+        let worker = Arc::clone(lease.worker());
+        lease.spoil();
+        drop(lease);
+        assert!(worker.retired.is_cancelled());
+        assert_eq!(pool.acquire().await.unwrap().worker().number, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_workers_as_their_calls_end() {
+        let (pool, _) = pool(Bounds { max: 1, each: 1, ..USUAL }, Script::default());
+        let running = pool.acquire().await.unwrap();
+        let worker = Arc::clone(running.worker());
+        let mut waiting = Box::pin(pool.acquire());
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        pool.drain();
+        assert!(!worker.retired.is_cancelled());
+        drop(running);
+        // Who was let in gets a turn still.
+        drop(waiting.await.unwrap());
+        assert!(worker.retired.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_tells_everybody_why_and_ends_with_the_last_worker() {
+        let (pool, _) = pool(Bounds { max: 1, each: 1, ..USUAL }, Script::default());
+        let running = pool.acquire().await.unwrap();
+        let mut waiting = Box::pin(pool.acquire());
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        pool.stop(&broken("removed"));
+        let error = waiting.await.unwrap_err();
+        assert_eq!((error.message(), error.delivery()), ("removed", Delivery::NotSent));
+        assert_eq!(running.stopped().await.message(), "removed");
+        assert!(running.worker().retired.is_cancelled());
+        pool.gone().await;
+        assert_eq!(pool.acquire().await.unwrap_err().message(), "removed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_gives_up_a_start() {
+        let (pool, _) = pool(USUAL, Script { takes: Duration::from_secs(1000), ..Script::default() });
+        let mut waiting = Box::pin(pool.acquire());
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        let begun = Instant::now();
+        pool.stop(&broken("removed"));
+        pool.gone().await;
+        assert!(waiting.await.is_err());
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+}
