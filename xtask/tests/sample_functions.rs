@@ -1,12 +1,19 @@
-//! The sample functions, run by hand as their README says: they keep their contract without a gateway around them.
+//! The sample functions, run by hand as their README says: they keep their contract without a gateway around them. Those
+//! that need a runtime are tested by the driver.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
+use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use function_gateway_core::{FunctionSpec, Workload};
 use serde_json::{Value, json};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/functions")
+}
 
 /// Runs a function; `None` where its interpreter is missing, which is said.
 fn call(name: &str, env: &[(&str, &str)], payload: &str) -> Option<Output> {
@@ -15,8 +22,7 @@ fn call(name: &str, env: &[(&str, &str)], payload: &str) -> Option<Output> {
         let _ = writeln!(std::io::stderr(), "SKIPPED {name}: python3 is missing");
         return None;
     }
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/functions");
-    let mut command = Command::new(folder.join(name));
+    let mut command = Command::new(folder().join(name));
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).envs(env.iter().copied());
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(payload.as_bytes()).unwrap();
@@ -114,4 +120,25 @@ fn echo_secret_tells_its_secret() {
     assert_eq!(output.stdout, b"s3cret");
     assert_eq!(output.stderr, b"the secret is s3cret\n");
     assert_failure(&call("echo-secret.sh", &[], ""), 1, "the secret SECRET is missing");
+}
+
+#[test]
+fn every_worker_has_a_specification_to_run_it_by() {
+    let folders = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    for folder in folders.collect::<Vec<_>>() {
+        let text = fs::read_to_string(folder.join("spec.json")).unwrap();
+        let spec: FunctionSpec = serde_json::from_str(&text).unwrap();
+        assert_eq!(spec.unknown.names().count(), 0, "{text}");
+        let Workload::Process(run) = spec.run else { unreachable!("{text}") };
+        assert_eq!(run.unknown.names().count(), 0, "{text}");
+        let installed = Path::new("/srv/functions").join(folder.file_name().unwrap());
+        assert_eq!(run.working_dir.as_deref(), installed.to_str());
+    }
+}
+
+#[test]
+fn the_readme_shows_a_specification_as_it_is() {
+    let readme = fs::read_to_string(folder().join("README.md")).unwrap();
+    let spec = fs::read_to_string(folder().join("knative-node/spec.json")).unwrap();
+    assert!(readme.contains(&format!("```json\n{spec}```\n")));
 }
