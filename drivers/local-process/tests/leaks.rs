@@ -9,6 +9,9 @@
 )]
 
 mod common;
+#[cfg(test)]
+#[path = "common/worker.rs"]
+mod worker_program;
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -16,6 +19,12 @@ use std::time::{Duration, Instant};
 use common::{Deployed, sh, spec, streaming};
 use function_gateway_core::FaasDriver as _;
 use futures_util::StreamExt as _;
+
+#[test]
+#[ignore = "is the worker that the other tests start"]
+fn worker() {
+    worker_program::main();
+}
 
 fn open_files() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
@@ -39,20 +48,30 @@ async fn calls_leave_no_process_and_no_open_file() {
     let failing = on(sh("exit 1")).await;
     let endless = on(streaming(sh("sleep 1000 & yes"))).await;
     let idle = on(sh("sleep 1000 & wait")).await;
+    let workers = on(worker_program::worker("echo")).await;
     plain.call("warm").await.unwrap();
-    // The one that would end the others if this process died.
-    assert_eq!(children().len(), 1);
+    // A worker, and the one that would end the others if this process died.
+    assert_eq!(children().len(), 2);
 
     let calls = (0..200).map(|turn| {
-        let (plain, failing, endless, idle) = (&plain, &failing, &endless, &idle);
+        let (plain, failing, endless, idle, workers) = (&plain, &failing, &endless, &idle, &workers);
         async move {
-            match turn % 4 {
+            let path = |path: &'static str| {
+                let mut request = workers.request("x");
+                request.path = path.into();
+                workers.send(request)
+            };
+            match turn % 7 {
                 0 => assert!(plain.call("x").await.unwrap().outcome.is_success()),
                 1 => assert!(!failing.call("x").await.unwrap().outcome.is_success()),
                 2 => {
                     let mut body = endless.call("x").await.unwrap().body.into_stream();
                     body.next().await.unwrap().unwrap();
                 }
+                3 => assert!(path("/crash").await.is_err()),
+                4 => assert!(futures_util::poll!(Box::pin(path("/hang"))).is_pending()),
+                // It may have met one that was just crashing.
+                5 => drop(path("").await),
                 // Given up in the middle: it never ends by itself.
                 _ => assert!(futures_util::poll!(Box::pin(idle.call("x"))).is_pending()),
             }
