@@ -16,6 +16,7 @@ mod worker_program;
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Deployed, cx, ended, streaming, text};
@@ -56,14 +57,18 @@ async fn call_path(function: &Deployed, path: &'static str) -> Result<InvokeResp
 }
 
 /// Looks again and again until it is so.
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+async fn until(what: &str, is_so: impl AsyncFnMut() -> bool) {
+    within(Duration::from_secs(60), what, is_so).await;
+}
+
+async fn within(patience: Duration, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let looking = async {
         while !is_so().await {
             // sleep: between two looks; there is nothing to wait for.
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), looking).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(patience, looking).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 async fn log(function: &Deployed) -> Vec<(String, String)> {
@@ -389,44 +394,58 @@ async fn a_specification_that_no_worker_can_meet_is_refused() {
     }
 }
 
-/// A crash at every fourth call, with callers that go on whatever they get.
+/// Has at least so many workers crash, with callers that go on whatever they get.
 async fn crashes(count: usize, seed: u64) {
-    const CALLERS: usize = 32;
+    const CALLERS: u64 = 32;
     println!("seed {seed}");
-    let function = Deployed::new(scaled(function("echo"), 1, 4, 10)).await;
-    let callers = (0..CALLERS).map(|caller| {
-        let function = function.clone();
-        let mut random = fastrand::Rng::with_seed(seed.wrapping_add(caller as u64));
-        tokio::spawn(async move {
-            let mut crashed = 0;
-            while crashed < count.div_ceil(CALLERS) {
-                let path = ["", "", "/crash", "/crash-in-the-middle"][random.usize(..4)];
-                let cx = cx().with_deadline(Deadline::after(Duration::from_secs(20)));
-                let mut request = function.request("payload");
-                request.path = path.into();
-                let deadline = cx.deadline().unwrap().instant();
-                let call = function.driver.invoke(&cx, &function.target, request);
-                let answer = tokio::time::timeout_at(deadline.into(), call).await;
-                let answer = answer.expect("nobody waits past the deadline");
-                match answer {
-                    Ok(response) => assert_eq!(text(response).await, "payload"),
-                    Err(error) => {
-                        assert_eq!(error.class(), ErrorClass::Function, "{error:?}");
-                        crashed += usize::from(!path.is_empty() && error.delivery() != Delivery::NotSent);
-                    }
-                }
-            }
+    // All that the workers say is kept, so that they can be counted.
+    let config = LocalProcessConfig::new().with_log_bytes(64 << 20);
+    let driver = Arc::new(LocalProcess::new(config).unwrap());
+    let function = Deployed::on(driver, scaled(function("echo"), 1, 4, 10)).await;
+    let over = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|caller| {
+            let (function, over) = (function.clone(), Arc::clone(&over));
+            let random = fastrand::Rng::with_seed(seed.wrapping_add(caller));
+            tokio::spawn(async move { call_until(&function, random, &over).await })
         })
-    });
-    for caller in join_all(callers.collect::<Vec<_>>()).await {
-        caller.unwrap();
+        .collect();
+    let patience = Duration::from_secs(60) + Duration::from_millis(200) * u32::try_from(count).unwrap();
+    within(patience, "enough have crashed", async || workers(&function).await.len() > count).await;
+    over.store(true, Ordering::SeqCst);
+    let mut answered = 0;
+    for caller in callers {
+        answered += caller.await.unwrap();
     }
+    println!("{answered} calls were answered");
+    assert!(answered > 0);
     let pids = workers(&function).await;
     function.remove().await;
     function.stop().await;
     for pid in pids {
         assert!(!common::is_known(pid.parse().unwrap()), "worker {pid} is left");
     }
+}
+
+/// Every call gets an answer or the error of a worker that died, in time.
+async fn call_until(function: &Deployed, mut random: fastrand::Rng, over: &AtomicBool) -> usize {
+    let mut answered = 0;
+    while !over.load(Ordering::SeqCst) {
+        let path = ["", "", "/crash", "/crash-in-the-middle"][random.usize(..4)];
+        let cx = cx().with_deadline(Deadline::after(Duration::from_secs(20)));
+        let mut request = function.request("payload");
+        request.path = path.into();
+        let deadline = cx.deadline().unwrap().instant();
+        let call = function.driver.invoke(&cx, &function.target, request);
+        match tokio::time::timeout_at(deadline.into(), call).await.expect("nobody waits past the deadline") {
+            Ok(response) => {
+                assert_eq!(text(response).await, "payload");
+                answered += 1;
+            }
+            Err(error) => assert_eq!(error.class(), ErrorClass::Function, "{error:?}"),
+        }
+    }
+    answered
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
