@@ -44,6 +44,10 @@ pub struct LocalProcessConfig {
     /// The folder, absolute, for the Unix sockets of workers; `/tmp` unless set. Each gets a folder of its own in it that
     /// only the host's user may enter.
     pub socket_folder: PathBuf,
+    /// A folder of the cgroup tree (version 2) that was delegated to the host, with the controllers `memory` and `cpu`.
+    /// Limits are kept in it, for a process with all that it starts; without it each process has its limit on memory by
+    /// itself, and there is none on CPU.
+    pub cgroup: Option<PathBuf>,
 }
 
 fn millis<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
@@ -61,6 +65,7 @@ impl Default for LocalProcessConfig {
             stop_grace: Duration::from_secs(5),
             log_bytes: 256 * 1024,
             socket_folder: PathBuf::from("/tmp"),
+            cgroup: None,
         }
     }
 }
@@ -125,6 +130,13 @@ impl LocalProcessConfig {
     #[must_use]
     pub fn with_socket_folder(mut self, folder: impl Into<PathBuf>) -> Self {
         self.socket_folder = folder.into();
+        self
+    }
+
+    /// Sets the delegated folder of the cgroup tree.
+    #[must_use]
+    pub fn with_cgroup(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.cgroup = Some(folder.into());
         self
     }
 

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::LocalProcessConfig;
 use crate::exec::{self, ExecFunction, Place};
+use crate::limits::{Cgroup, Limits};
 use crate::process::{self, Hold, Processes, Stop};
 use crate::reaper::{self, Mark, Reaper};
 use crate::worker::{self, Site, WorkerFunction, WorkerPorts};
@@ -43,6 +44,7 @@ pub struct LocalProcess {
     permits: Option<Arc<Semaphore>>,
     ports: Arc<WorkerPorts>,
     reaper: Arc<Reaper>,
+    cgroup: Option<Arc<Cgroup>>,
     /// The gateways whose earlier hosts' processes have been looked for.
     swept: Arc<Mutex<HashSet<GatewayId>>>,
 }
@@ -101,7 +103,7 @@ impl LocalProcess {
     /// A driver whose processes are attended to by the current tokio runtime, which needs its I/O driver enabled.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] outside a runtime, or for a search path that is not absolute.
+    /// [`ErrorKind::InvalidArgument`] outside a runtime, or for a setting that can't be honoured, which it names.
     pub fn new(config: LocalProcessConfig) -> Result<Self> {
         let runtime = Handle::try_current().map_err(|error| {
             let message = "there is no current tokio runtime: give one to `LocalProcess::with_runtime`";
@@ -113,9 +115,10 @@ impl LocalProcess {
     /// A driver whose processes are attended to by `runtime`, which needs its I/O driver enabled.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] for a search path that is not absolute.
+    /// [`ErrorKind::InvalidArgument`] for a setting that can't be honoured, which it names.
     pub fn with_runtime(config: LocalProcessConfig, runtime: Handle) -> Result<Self> {
         config.validate()?;
+        let cgroup = config.cgroup.as_deref().map(Cgroup::open).transpose()?.map(Arc::new);
         let mark = Mark::new().map_err(|error| {
             Error::new(ErrorKind::Misconfigured, "/proc does not tell what this driver needs to know")
                 .with_source(error)
@@ -137,6 +140,7 @@ impl LocalProcess {
             permits,
             ports: Arc::default(),
             reaper: Arc::new(Reaper::new(mark, runtime)),
+            cgroup,
             swept: Arc::default(),
         })
     }
@@ -183,9 +187,10 @@ impl LocalProcess {
         let (config, runtime, tasks) = (Arc::clone(&self.config), self.runtime.clone(), self.running.clone());
         let (ports, permits) = (Arc::clone(&self.ports), self.permits.clone());
         let (reaper, sweep) = (Arc::clone(&self.reaper), self.sweep(&gateway));
+        let limits = Limits::of(&revision.spec, self.cgroup.clone());
         move || {
             sweep();
-            let processes = Arc::new(Processes::new(runtime.clone(), reaper, &gateway));
+            let processes = Arc::new(Processes::new(runtime.clone(), reaper, &gateway, limits));
             let (id, generation) = (revision.function, revision.generation);
             let function = if revision.spec.protocol == Protocol::exec() {
                 Runs::Exec(ExecFunction::new(&config, revision)?)
@@ -256,6 +261,8 @@ impl FaasDriver for LocalProcess {
             caps.scale_bounds = !is_exec;
             caps.instance_concurrency = !is_exec;
             caps.readiness_path = !is_exec;
+            caps.memory_limit = true;
+            caps.cpu_limit = self.cgroup.is_some();
         })
     }
 

@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::LocalProcessConfig;
 use crate::error;
+use crate::identity::Identity;
 use crate::process::{self, Group, Hold, Input, Process, Processes, Started};
 use crate::program::Program;
 use crate::settings::{Annotations, check_variables};
@@ -85,8 +86,9 @@ fn resolve(config: &LocalProcessConfig, spec: &FunctionSpec) -> Result<(Program,
     check_variables(spec, &[], &mut found);
     let mut annotations = Annotations::of(spec);
     let content_type = content_type(spec, &mut annotations);
+    let identity = Identity::of(&mut annotations);
     found.extend(annotations.finish());
-    match Program::of(spec, &config.search_path, &mut found) {
+    match Program::of(spec, identity, &config.search_path, &mut found) {
         Some(program) if found.is_empty() => Ok((program, content_type)),
         _ => Err(found),
     }

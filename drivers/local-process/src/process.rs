@@ -22,6 +22,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::error;
+use crate::limits::{Confined, Limits};
 use crate::reaper::{self, Reaper};
 
 /// How long the last owner of a killed process waits for its end, where no runtime is left that could.
@@ -159,10 +160,11 @@ impl Unwatched {
         let stderr = pipe::Receiver::from_owned_fd(stderr)?;
         drop(entered);
 
+        let confined = processes.limits.apply(pid)?;
         // Watched from here on, and reaped by its number.
         processes.reaper.register(pid);
         self.0 = None;
-        let state = Mutex::new(State { end: None, hold: Some(hold) });
+        let state = Mutex::new(State { end: None, hold: Some(hold), confined });
         let group = processes.admit(|id| Group {
             id,
             pid,
@@ -224,6 +226,8 @@ struct State {
     /// How it ended, once it is reaped. An error where somebody else has reaped it: its number may be another's.
     end: Option<Result<ExitStatus, Errno>>,
     hold: Option<Hold>,
+    /// The group that holds it to its limits.
+    confined: Option<Confined>,
 }
 
 impl Group {
@@ -250,6 +254,9 @@ impl Group {
         let alive = state.end.is_none();
         if alive {
             send_kill(self.pid);
+            if let Some(confined) = &state.confined {
+                confined.kill();
+            }
         }
         alive
     }
@@ -294,6 +301,7 @@ impl Group {
             if state.end.is_some() {
                 self.processes.reaper.forget(self.pid);
                 self.processes.forget(self.id);
+                state.confined = None;
                 state.hold = None;
             }
         }
@@ -351,6 +359,7 @@ pub(crate) struct Processes {
     reaper: Arc<Reaper>,
     /// What marks each of them.
     mark: String,
+    limits: Limits,
     table: Mutex<Table>,
     /// From before the start of each process until it is reaped.
     running: TaskTracker,
@@ -364,11 +373,11 @@ struct Table {
 }
 
 impl Processes {
-    pub(crate) fn new(runtime: Handle, reaper: Arc<Reaper>, gateway: &GatewayId) -> Self {
+    pub(crate) fn new(runtime: Handle, reaper: Arc<Reaper>, gateway: &GatewayId, limits: Limits) -> Self {
         let running = TaskTracker::new();
         running.close();
         let mark = reaper.mark().for_gateway(gateway);
-        Self { runtime, reaper, mark, table: Mutex::default(), running }
+        Self { runtime, reaper, mark, limits, table: Mutex::default(), running }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

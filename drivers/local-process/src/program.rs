@@ -9,6 +9,7 @@ use rustix::fs::{Access, AtFlags, CWD};
 use rustix::io::Errno;
 
 use crate::error::MAX_STRING;
+use crate::identity::Identity;
 
 /// A program that can be started: everything about it is absolute.
 #[derive(Debug)]
@@ -16,6 +17,7 @@ pub(crate) struct Program {
     pub(crate) path: PathBuf,
     pub(crate) args: Vec<String>,
     pub(crate) working_dir: Option<PathBuf>,
+    pub(crate) identity: Identity,
 }
 
 /// Why a file can't be started.
@@ -28,23 +30,30 @@ enum Unfit {
 
 impl Program {
     /// The program of a specification, with what is wrong about it. Blocks on the file system.
-    pub(crate) fn of(spec: &FunctionSpec, search_path: &[PathBuf], found: &mut Vec<Violation>) -> Option<Self> {
+    pub(crate) fn of(
+        spec: &FunctionSpec,
+        identity: Identity,
+        search_path: &[PathBuf],
+        found: &mut Vec<Violation>,
+    ) -> Option<Self> {
         let Workload::Process(run) = &spec.run else {
             let reason = format!("the protocol {:?} runs `process` and nothing else", spec.protocol.as_str());
             found.push(Violation::new("/run", reason));
             return None;
         };
         let own_path = spec.env.get("PATH").map(String::as_str);
-        Self::find(run, own_path, search_path).map_err(|violations| found.extend(violations)).ok()
+        let program = Self::find(run, own_path, search_path).map_err(|violations| found.extend(violations)).ok()?;
+        Some(Self { identity, ..program })
     }
 
-    /// How it is started: with its arguments, in its folder, and with nothing in its environment.
+    /// How it is started: with its arguments, in its folder, as its user, and with nothing in its environment.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.path);
         command.args(&self.args).env_clear();
         if let Some(folder) = &self.working_dir {
             command.current_dir(folder);
         }
+        self.identity.apply(&mut command);
         command
     }
 
@@ -80,7 +89,8 @@ impl Program {
         }
         match locate(&run.command, working_dir, own_path, search_path) {
             Ok(path) if found.is_empty() => {
-                Ok(Self { path, args: run.args.clone(), working_dir: working_dir.map(Path::to_owned) })
+                let (args, working_dir) = (run.args.clone(), working_dir.map(Path::to_owned));
+                Ok(Self { path, args, working_dir, identity: Identity::default() })
             }
             Ok(_) => Err(found),
             Err(reason) => {

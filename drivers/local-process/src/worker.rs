@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::LocalProcessConfig;
 use crate::error;
+use crate::identity::Identity;
 use crate::process::{self, Group, Hold, Input, Process, Processes, Started, Stop};
 use crate::program::Program;
 use crate::settings::{Annotations, check_variables};
@@ -64,9 +65,10 @@ impl Settings {
         let listen = Listen::of(&mut annotations);
         let version = version(&mut annotations);
         let idle = annotations.millis("idle-timeout-ms").unwrap_or(config.idle_timeout);
+        let identity = Identity::of(&mut annotations);
         found.extend(annotations.finish());
         check_variables(spec, &[&listen.variable], &mut found);
-        let program = Program::of(spec, &config.search_path, &mut found);
+        let program = Program::of(spec, identity, &config.search_path, &mut found);
         let scale = spec.scale.clone().unwrap_or_default();
         let min = scale.min.unwrap_or(0);
         let bounds = Bounds {
@@ -236,7 +238,8 @@ impl Launcher {
     fn start(&self, hold: Hold) -> Result<Unready> {
         let Site { config, runtime, ports, processes, tasks, .. } = &self.site;
         let unsent = |error| error::of_io(error, Delivery::NotSent);
-        let place = self.settings.listen.place(ports, &config.socket_folder).map_err(unsent)?;
+        let place =
+            self.settings.listen.place(ports, &config.socket_folder, self.settings.program.identity).map_err(unsent)?;
         let command = self.command(&place)?;
         let input = Input::new(&mut bytes::Bytes::new(), false)?;
         let started = process::start(command, input, processes, runtime, hold);

@@ -686,10 +686,13 @@ async fn it_declares_what_it_does() {
         assert_eq!(caps.scope, Scope::PerProcess);
         caps.flags().into_iter().filter(|flag| flag.2).map(|flag| flag.0).collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(declared(Protocol::exec()), "process env secrets_per_call streaming cancel invocation_logs");
+    assert_eq!(
+        declared(Protocol::exec()),
+        "process env secrets_per_call streaming cancel invocation_logs memory_limit"
+    );
     assert_eq!(
         declared(Protocol::http()),
-        "process env secrets_at_deploy streaming logs scale_bounds instance_concurrency readiness_path"
+        "process env secrets_at_deploy streaming logs scale_bounds instance_concurrency memory_limit readiness_path"
     );
     assert_eq!(driver.capabilities(&"other".parse().unwrap()), DriverCapabilities::NONE);
 }

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 
 use super::http::{Address, Client};
 use super::sockets::{self, Listener};
+use crate::identity::Identity;
 use crate::process;
 use crate::settings::{Annotations, is_reserved};
 
@@ -64,9 +65,10 @@ impl Listen {
     }
 
     /// A place for one worker. Blocks shortly.
-    pub(crate) fn place(&self, ports: &Arc<Ports>, folder: &Path) -> io::Result<Place> {
+    pub(crate) fn place(&self, ports: &Arc<Ports>, folder: &Path, owner: Identity) -> io::Result<Place> {
         if self.kind == Kind::Socket {
             let folder = tempfile::Builder::new().prefix("function-").tempdir_in(folder)?;
+            std::os::unix::fs::chown(folder.path(), owner.user, owner.group)?;
             let path = folder.path().join("socket");
             let value = path.display().to_string();
             return Ok(Place { address: Address::Socket(path), value, _kept: Kept::Folder(folder) });
@@ -199,6 +201,8 @@ pub(crate) fn elsewhere(group: Pid) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use function_gateway_core::{FunctionSpec, ProcessWorkload};
 
     use super::*;
@@ -237,7 +241,8 @@ mod tests {
     fn no_port_is_given_twice_at_a_time() {
         let ports = Arc::new(Ports::default());
         let (port, _) = listen(&[]);
-        let places: Vec<_> = (0..500).map(|_| port.place(&ports, Path::new("/tmp")).unwrap()).collect();
+        let places: Vec<_> =
+            (0..500).map(|_| port.place(&ports, Path::new("/tmp"), Identity::default()).unwrap()).collect();
         let values: HashSet<_> = places.iter().map(|place| place.value.clone()).collect();
         assert_eq!(values.len(), 500);
         drop(places);
@@ -248,11 +253,18 @@ mod tests {
     fn a_socket_lies_in_a_folder_of_its_own_that_goes_with_it() {
         let folder = tempfile::tempdir().unwrap();
         let (socket, _) = listen(&[("listen", "socket")]);
-        let place = socket.place(&Arc::default(), folder.path()).unwrap();
+        let place = socket.place(&Arc::default(), folder.path(), Identity::default()).unwrap();
         let Address::Socket(path) = place.address.clone() else { panic!("{place:?}") };
         assert_eq!(place.value, path.to_str().unwrap());
         assert!(path.parent().unwrap().is_dir());
         drop(place);
         assert!(!path.parent().unwrap().exists());
+        if rustix::process::geteuid().is_root() {
+            let owner = Identity { user: Some(65_534), group: Some(65_533) };
+            let place = socket.place(&Arc::default(), folder.path(), owner).unwrap();
+            let Address::Socket(path) = &place.address else { panic!("{place:?}") };
+            let folder = path.parent().unwrap().metadata().unwrap();
+            assert_eq!((folder.uid(), folder.gid()), (65_534, 65_533));
+        }
     }
 }

@@ -1,0 +1,209 @@
+//! What a process and all that it starts may use.
+//!
+//! Where the host has a part of the cgroup tree (version 2) of its own, each process gets a group in it, and memory and
+//! CPU are those of all its children together. Elsewhere memory is limited by `RLIMIT_DATA`, for each process by itself.
+//! <https://docs.kernel.org/admin-guide/cgroup-v2.html>
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use function_gateway_core::{Error, ErrorKind, FunctionSpec, Result};
+use rustix::process::{Pid, Resource, Rlimit};
+
+/// What the groups of this driver are called, so that they are known again.
+const PREFIX: &str = "function-";
+const CONTROLLERS: [&str; 2] = ["memory", "cpu"];
+/// The time over which CPU is measured out, in microseconds: the kernel's own default.
+const PERIOD: u64 = 100_000;
+
+/// What the processes of a deployment may use, and how they are held to it.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    memory_bytes: Option<u64>,
+    cpu_millis: Option<u32>,
+    cgroup: Option<Arc<Cgroup>>,
+}
+
+impl Limits {
+    pub(crate) fn of(spec: &FunctionSpec, cgroup: Option<Arc<Cgroup>>) -> Self {
+        Self { memory_bytes: spec.limits.memory_bytes, cpu_millis: spec.limits.cpu_millis, cgroup }
+    }
+
+    /// Holds a process that was just started, and what it starts from now on, to the limits. Whoever gets an error must
+    /// end the process.
+    pub(crate) fn apply(&self, process: Pid) -> io::Result<Option<Confined>> {
+        if self.memory_bytes.is_none() && self.cpu_millis.is_none() {
+            return Ok(None);
+        }
+        if let Some(cgroup) = &self.cgroup {
+            return cgroup.confine(process, self).map(Some);
+        }
+        if let Some(bytes) = self.memory_bytes {
+            let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+            rustix::process::prlimit(Some(process), Resource::Data, limit)?;
+        }
+        Ok(None)
+    }
+}
+
+/// A part of the cgroup tree that is the host's.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    folder: PathBuf,
+    /// Numbers the groups.
+    next: AtomicU64,
+}
+
+impl Cgroup {
+    /// Takes a folder that was delegated to the host, with what an earlier host has left there removed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] where it can't be used, and why.
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
+        let refused = |why: String| {
+            Error::new(ErrorKind::InvalidArgument, format!("cgroup: {} can't be used: {why}", folder.display()))
+        };
+        let read = |name: &str| {
+            let read = fs::read_to_string(folder.join(name));
+            read.map_err(|error| {
+                refused(format!("{name} can't be read, so it is no delegated cgroup of version 2: {error}"))
+            })
+        };
+        if !folder.is_absolute() {
+            return Err(refused("it is not an absolute path".to_owned()));
+        }
+        let offered = read("cgroup.controllers")?;
+        let enabled = read("cgroup.subtree_control")?;
+        for controller in CONTROLLERS {
+            let is_in = |list: &str| list.split_ascii_whitespace().any(|name| name == controller);
+            if !is_in(&offered) {
+                return Err(refused(format!("it does not have the controller {controller:?}")));
+            }
+            if !is_in(&enabled) {
+                let enabling = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
+                enabling.map_err(|error| {
+                    refused(format!("the controller {controller:?} can't be enabled for what is below it: {error}"))
+                })?;
+            }
+        }
+        let left = fs::read_dir(folder).map_err(|error| refused(error.to_string()))?.flatten();
+        for group in left.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX)) {
+            // One in which a process still runs is another host's, and can't be removed.
+            let _ = fs::remove_dir(group.path());
+        }
+        Ok(Self { folder: folder.to_owned(), next: AtomicU64::new(0) })
+    }
+
+    fn confine(&self, process: Pid, limits: &Limits) -> io::Result<Confined> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let confined = Confined { folder: self.folder.join(format!("{PREFIX}{}-{number}", std::process::id())) };
+        fs::create_dir(&confined.folder)?;
+        if let Some(bytes) = limits.memory_bytes {
+            confined.write("memory.max", &bytes.to_string())?;
+            // One of several processes that is killed for memory takes the others with it. Older kernels have no such file.
+            let _ = confined.write("memory.oom.group", "1");
+        }
+        if let Some(millis) = limits.cpu_millis {
+            confined.write("cpu.max", &format!("{} {PERIOD}", u64::from(millis) * PERIOD / 1000))?;
+        }
+        confined.write("cgroup.procs", &process.as_raw_nonzero().to_string())?;
+        Ok(confined)
+    }
+}
+
+/// The group of one process and of all that it has started. Removed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Confined {
+    folder: PathBuf,
+}
+
+impl Confined {
+    fn write(&self, name: &str, value: &str) -> io::Result<()> {
+        fs::write(self.folder.join(name), value)
+    }
+
+    /// Kills all that is in it, also what has left its process group. Linux 5.14 or later; elsewhere it does nothing.
+    pub(crate) fn kill(&self) {
+        let _ = self.write("cgroup.kill", "1");
+    }
+}
+
+impl Drop for Confined {
+    fn drop(&mut self) {
+        self.kill();
+        // What was just killed may be about to end. Then the next host removes the group, which holds nothing.
+        let _ = fs::remove_dir(&self.folder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use function_gateway_core::ProcessWorkload;
+
+    use super::*;
+
+    /// A folder that looks as the kernel's does.
+    fn delegated(controllers: &str, enabled: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("cgroup.controllers"), controllers).unwrap();
+        fs::write(folder.path().join("cgroup.subtree_control"), enabled).unwrap();
+        folder
+    }
+
+    fn limits(memory_bytes: Option<u64>, cpu_millis: Option<u32>, folder: &Path) -> Limits {
+        let mut spec = FunctionSpec::new("local".parse().unwrap(), ProcessWorkload::new("x"));
+        (spec.limits.memory_bytes, spec.limits.cpu_millis) = (memory_bytes, cpu_millis);
+        Limits::of(&spec, Some(Arc::new(Cgroup::open(folder).unwrap())))
+    }
+
+    #[test]
+    fn a_process_gets_a_group_with_its_limits() {
+        let folder = delegated("cpuset cpu io memory pids", "cpu memory");
+        let pid = Pid::from_raw(4711).unwrap();
+        let confined = limits(Some(64 << 20), Some(250), folder.path()).apply(pid).unwrap().unwrap();
+        let read = |name: &str| fs::read_to_string(confined.folder.join(name)).unwrap();
+        assert_eq!(read("memory.max"), (64 << 20).to_string());
+        assert_eq!(read("memory.oom.group"), "1");
+        assert_eq!(read("cpu.max"), "25000 100000");
+        assert_eq!(read("cgroup.procs"), "4711");
+        confined.kill();
+        assert_eq!(read("cgroup.kill"), "1");
+    }
+
+    #[test]
+    fn without_limits_there_is_no_group() {
+        let folder = delegated("cpu memory", "cpu memory");
+        let pid = Pid::from_raw(4711).unwrap();
+        assert!(limits(None, None, folder.path()).apply(pid).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_missing_is_enabled_or_named() {
+        let folder = delegated("cpu memory", "cpu");
+        Cgroup::open(folder.path()).unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("cgroup.subtree_control")).unwrap(), "+memory");
+        let without = delegated("cpu io", "");
+        let error = Cgroup::open(without.path()).unwrap_err();
+        assert!(error.message().contains("\"memory\""), "{error}");
+        let none = tempfile::tempdir().unwrap();
+        let error = Cgroup::open(none.path()).unwrap_err();
+        assert!(
+            error.kind() == ErrorKind::InvalidArgument && error.message().contains("cgroup.controllers"),
+            "{error}"
+        );
+        assert!(Cgroup::open(Path::new("relative")).unwrap_err().message().contains("absolute"));
+    }
+
+    #[test]
+    fn what_an_earlier_host_has_left_is_removed() {
+        let folder = delegated("cpu memory", "cpu memory");
+        let (left, other) = (folder.path().join("function-1-0"), folder.path().join("other"));
+        fs::create_dir(&left).unwrap();
+        fs::create_dir(&other).unwrap();
+        Cgroup::open(folder.path()).unwrap();
+        assert!(!left.exists() && other.exists());
+    }
+}
