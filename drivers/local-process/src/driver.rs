@@ -131,7 +131,7 @@ impl LocalProcess {
             info: DriverInfo::new(
                 "local-process",
                 "processes on this machine",
-                vec![Protocol::exec(), Protocol::http()],
+                vec![Protocol::exec(), Protocol::http(), Protocol::lambda()],
             ),
             config: Arc::new(config),
             runtime: runtime.clone(),
@@ -244,8 +244,9 @@ impl FaasDriver for LocalProcess {
     }
 
     fn capabilities(&self, protocol: &Protocol) -> DriverCapabilities {
-        let is_exec = *protocol == Protocol::exec();
-        if !is_exec && *protocol != Protocol::http() {
+        let [is_exec, is_http, is_lambda] =
+            [Protocol::exec(), Protocol::http(), Protocol::lambda()].map(|known| known == *protocol);
+        if !(is_exec || is_http || is_lambda) {
             return DriverCapabilities::NONE;
         }
         DriverCapabilities::NONE.with(|caps| {
@@ -255,12 +256,12 @@ impl FaasDriver for LocalProcess {
             caps.secrets_per_call = is_exec;
             caps.secrets_at_deploy = !is_exec;
             caps.streaming = true;
-            caps.cancel = is_exec;
-            caps.invocation_logs = is_exec;
+            caps.cancel = !is_http;
+            caps.invocation_logs = !is_http;
             caps.logs = !is_exec;
             caps.scale_bounds = !is_exec;
             caps.instance_concurrency = !is_exec;
-            caps.readiness_path = !is_exec;
+            caps.readiness_path = is_http;
             caps.memory_limit = true;
             caps.cpu_limit = self.cgroup.is_some();
         })

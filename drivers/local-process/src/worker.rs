@@ -2,6 +2,7 @@
 
 mod call;
 mod http;
+mod lambda;
 mod listen;
 mod log;
 mod pool;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use ::http::Version;
 use function_gateway_core::{
     BoxStream, CallContext, Delivery, DeploymentStatus, DriverRequest, Error, ErrorKind, FunctionSpec, InvokeResponse,
-    LogLine, LogQuery, Result, Retry, Revision, SecretVariable, Violation,
+    LogLine, LogQuery, Protocol, Result, Retry, Revision, SecretVariable, Violation,
 };
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,7 @@ use crate::process::{self, Group, Hold, Input, Process, Processes, Started, Stop
 use crate::program::Program;
 use crate::settings::{Annotations, check_variables};
 use http::Client;
+use lambda::{Listening, RuntimeApi};
 use listen::{Listen, Place, Ports};
 use log::{FunctionLog, WorkerLog};
 use pool::{Bounds, Condition, Member, Pool, Seat, Starting};
@@ -52,9 +54,48 @@ const POLL: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Settings {
     program: Arc<Program>,
-    listen: Listen,
-    version: Version,
+    speaks: Speaks,
     bounds: Bounds,
+}
+
+/// How workers are spoken to.
+#[derive(Debug)]
+enum Speaks {
+    /// They are servers.
+    Http { listen: Listen, version: Version },
+    /// They ask for their calls.
+    Lambda,
+}
+
+impl Speaks {
+    fn of(spec: &FunctionSpec, annotations: &mut Annotations<'_>) -> Self {
+        if spec.protocol == Protocol::lambda() {
+            return Self::Lambda;
+        }
+        Self::Http { listen: Listen::of(annotations), version: version(annotations) }
+    }
+
+    /// The variables that the driver sets beside the reserved ones.
+    fn variables(&self) -> Vec<&str> {
+        match self {
+            Self::Http { listen, .. } => vec![&listen.variable],
+            Self::Lambda => lambda::VARIABLES.to_vec(),
+        }
+    }
+
+    /// Calls at a time on one worker, as far as it is said.
+    fn concurrency(&self, said: Option<u32>, found: &mut Vec<Violation>) -> u32 {
+        match self {
+            Self::Http { .. } => said.unwrap_or(HTTP_CONCURRENCY),
+            Self::Lambda => {
+                if said.is_some_and(|each| each != 1) {
+                    let reason = "a worker of the protocol \"lambda\" takes 1 call at a time";
+                    found.push(Violation::new("/scale/instance_concurrency", reason));
+                }
+                1
+            }
+        }
+    }
 }
 
 impl Settings {
@@ -62,23 +103,22 @@ impl Settings {
     pub(crate) fn resolve(config: &LocalProcessConfig, spec: &FunctionSpec) -> Result<Self, Vec<Violation>> {
         let mut found = Vec::new();
         let mut annotations = Annotations::of(spec);
-        let listen = Listen::of(&mut annotations);
-        let version = version(&mut annotations);
+        let speaks = Speaks::of(spec, &mut annotations);
         let idle = annotations.millis("idle-timeout-ms").unwrap_or(config.idle_timeout);
         let identity = Identity::of(&mut annotations);
         found.extend(annotations.finish());
-        check_variables(spec, &[&listen.variable], &mut found);
+        check_variables(spec, &speaks.variables(), &mut found);
         let program = Program::of(spec, identity, &config.search_path, &mut found);
         let scale = spec.scale.clone().unwrap_or_default();
         let min = scale.min.unwrap_or(0);
         let bounds = Bounds {
             min: count(min),
             max: count(scale.max.unwrap_or(config.max_workers.get()).max(min)),
-            each: count(scale.instance_concurrency.unwrap_or(HTTP_CONCURRENCY)),
+            each: count(speaks.concurrency(scale.instance_concurrency, &mut found)),
             idle,
         };
         match program {
-            Some(program) if found.is_empty() => Ok(Self { program: Arc::new(program), listen, version, bounds }),
+            Some(program) if found.is_empty() => Ok(Self { program: Arc::new(program), speaks, bounds }),
             _ => Err(found),
         }
     }
@@ -153,7 +193,12 @@ impl WorkerFunction {
     }
 
     pub(crate) async fn invoke(&self, cx: &CallContext, request: DriverRequest) -> Result<InvokeResponse> {
-        call::invoke(&self.pool, &self.settings, cx, request).await
+        match self.settings.speaks {
+            Speaks::Http { version, .. } => {
+                call::invoke(&self.pool, (version, self.settings.bounds.each == 1), cx, request).await
+            }
+            Speaks::Lambda => lambda::invoke(&self.pool, cx, request).await,
+        }
     }
 
     pub(crate) fn logs(&self, query: &LogQuery) -> BoxStream<'static, Result<LogLine>> {
@@ -199,12 +244,22 @@ impl Launcher {
         let starting = starting.await??;
         let worker = Arc::clone(&starting.0);
         let waiting_for = Mutex::new(Cow::Borrowed("to start"));
-        let path = self.revision.spec.readiness_path.as_deref();
-        let ready = listen::ready(&worker.client, path, worker.group.leader(), &self.site.runtime, &waiting_for);
+        let ready = async {
+            match &worker.link {
+                Link::Http(client) => {
+                    let path = self.revision.spec.readiness_path.as_deref();
+                    listen::ready(client, path, worker.group.leader(), &self.site.runtime, &waiting_for).await
+                }
+                Link::Lambda(api) => api.ready().await,
+            }
+        };
         let failed = tokio::select! {
             // A worker that has ended says more than what was seen of it.
             biased;
-            how = worker.ended() => return Err(how),
+            how = worker.ended() => match worker.link.said() {
+                Some(error) => error,
+                None => return Err(how),
+            },
             result = ready => match result {
                 Ok(()) => return Ok(starting.ready()),
                 Err(error) => error,
@@ -220,17 +275,29 @@ impl Launcher {
     }
 
     async fn too_late(&self, worker: &Worker, waited: &str) -> Error {
-        let leader = worker.group.leader();
-        let elsewhere = process::blocking(&self.site.runtime, move || listen::elsewhere(leader)).await.ok().flatten();
-        let mut message = format!(
-            "the worker was given {:?} {waited} on {}, where the variable {} sends it",
-            self.site.config.start_timeout,
-            worker.client.address(),
-            self.settings.listen.variable
-        );
-        if let Some(addresses) = elsewhere {
-            message = format!("{message}; it listens on {addresses}");
-        }
+        let given = self.site.config.start_timeout;
+        let message = match (&worker.link, &self.settings.speaks) {
+            (Link::Http(client), Speaks::Http { listen, .. }) => {
+                let (address, variable) = (client.address(), &listen.variable);
+                let told = format!(
+                    "the worker was given {given:?} {waited} on {address}, where the variable {variable} sends it"
+                );
+                let leader = worker.group.leader();
+                let elsewhere = process::blocking(&self.site.runtime, move || listen::elsewhere(leader)).await;
+                match elsewhere.ok().flatten() {
+                    Some(addresses) => format!("{told}; it listens on {addresses}"),
+                    None => told,
+                }
+            }
+            (Link::Lambda(api), _) => {
+                let address = api.address();
+                format!(
+                    "the worker was given {given:?} to ask for its first invocation at {address}, where the variable \
+                     AWS_LAMBDA_RUNTIME_API sends it"
+                )
+            }
+            (Link::Http(_), Speaks::Lambda) => return not_the_protocol(),
+        };
         Error::new(ErrorKind::FunctionBroken, message).with_retry(Retry::Transient)
     }
 
@@ -238,17 +305,37 @@ impl Launcher {
     fn start(&self, hold: Hold) -> Result<Unready> {
         let Site { config, runtime, ports, processes, tasks, .. } = &self.site;
         let unsent = |error| error::of_io(error, Delivery::NotSent);
-        let place =
-            self.settings.listen.place(ports, &config.socket_folder, self.settings.program.identity).map_err(unsent)?;
-        let command = self.command(&place)?;
+        let (address, variables) = match &self.settings.speaks {
+            Speaks::Http { listen, version } => {
+                let place =
+                    listen.place(ports, &config.socket_folder, self.settings.program.identity).map_err(unsent)?;
+                let variables = vec![(listen.variable.as_str(), place.value.clone())];
+                (Address::Http(place, *version), variables)
+            }
+            Speaks::Lambda => {
+                let listening = Listening::bind().map_err(unsent)?;
+                let values = lambda::variables(listening.address(), &self.revision);
+                (Address::Lambda(listening), lambda::VARIABLES.into_iter().zip(values).collect())
+            }
+        };
+        let command = self.command(variables)?;
         let input = Input::new(&mut bytes::Bytes::new(), false)?;
         let started = process::start(command, input, processes, runtime, hold);
         let Started { process, stdout, stderr, .. } = started.map_err(|error| self.settings.program.explain(error))?;
         let group = Arc::clone(process.group());
         let instance = group.leader().as_raw_nonzero().to_string();
-        let client = Client::new(place.address.clone(), self.settings.version, runtime.clone());
+        let (link, place) = match address {
+            Address::Http(place, version) => {
+                let client = Client::new(place.address.clone(), version, runtime.clone());
+                (Link::Http(Arc::new(client)), Some(place))
+            }
+            Address::Lambda(listening) => {
+                let api = listening.serve(group.leader(), runtime, tasks).map_err(unsent)?;
+                (Link::Lambda(api), None)
+            }
+        };
         let worker = Arc::new(Worker {
-            client: Arc::new(client),
+            link,
             log: WorkerLog::new(Arc::clone(&self.log), &instance, [stdout, stderr]),
             group,
             readiness_path: self.revision.spec.readiness_path.clone(),
@@ -263,7 +350,8 @@ impl Launcher {
         Ok(Unready(worker))
     }
 
-    fn command(&self, place: &Place) -> Result<Command> {
+    /// The command, with the variables that say how the worker is spoken to.
+    fn command(&self, variables: Vec<(&str, String)>) -> Result<Command> {
         let spec = &self.revision.spec;
         let mut command = self.settings.program.command();
         command.envs(&spec.env);
@@ -277,8 +365,37 @@ impl Launcher {
         command.env("FUNCTION_NAME", self.revision.key.name.as_str());
         command.env("FUNCTION_TENANT", self.revision.key.tenant.as_str());
         command.env("FUNCTION_GENERATION", self.revision.generation.to_string());
-        command.env(&self.settings.listen.variable, &place.value);
+        command.envs(variables);
         Ok(command)
+    }
+}
+
+/// Where a worker that is about to start will be spoken to.
+enum Address {
+    Http(Place, Version),
+    Lambda(Listening),
+}
+
+/// How one worker is spoken to.
+enum Link {
+    Http(Arc<Client>),
+    Lambda(RuntimeApi),
+}
+
+impl Link {
+    /// What the worker has said itself of why it can't start.
+    fn said(&self) -> Option<Error> {
+        match self {
+            Self::Http(_) => None,
+            Self::Lambda(api) => api.init_error(),
+        }
+    }
+
+    /// The worker has ended.
+    fn close(&self) {
+        if let Self::Lambda(api) = self {
+            api.close();
+        }
     }
 }
 
@@ -303,7 +420,7 @@ impl Drop for Unready {
 
 /// A process that takes calls.
 pub(crate) struct Worker {
-    client: Arc<Client>,
+    link: Link,
     log: WorkerLog,
     group: Arc<Group>,
     readiness_path: Option<String>,
@@ -314,7 +431,8 @@ pub(crate) struct Worker {
     /// How it ended, once it has.
     end: OnceLock<Error>,
     over: CancellationToken,
-    _place: Place,
+    /// Where it listens.
+    _place: Option<Place>,
 }
 
 impl Worker {
@@ -342,6 +460,7 @@ impl Worker {
         };
         drop(process);
         self.log.finish();
+        self.link.close();
         let error = match (status, self.group.stopped()) {
             (_, Some(stop)) => stop.error(),
             (Ok(status), None) => self.told(how_it_ended(status, self.ready.get().is_some())),
@@ -352,14 +471,14 @@ impl Worker {
     }
 
     /// A call on it was given up: it may hang. One that has a readiness path and no longer answers it is replaced.
-    fn suspect(self: &Arc<Self>, seat: Seat<Self>, runtime: &Handle) {
+    fn suspect(self: &Arc<Self>, client: &Arc<Client>, seat: Seat<Self>, runtime: &Handle) {
         if self.readiness_path.is_none() || self.suspected.swap(true, Ordering::Relaxed) {
             return;
         }
-        let worker = Arc::clone(self);
+        let (worker, client) = (Arc::clone(self), Arc::clone(client));
         runtime.spawn(async move {
             let path = worker.readiness_path.as_deref().unwrap_or("/");
-            let asked = tokio::time::timeout(HEALTH, worker.client.probe(path));
+            let asked = tokio::time::timeout(HEALTH, client.probe(path));
             let answer = worker.over.run_until_cancelled(asked).await;
             worker.suspected.store(false, Ordering::Relaxed);
             if !matches!(answer, Some(Ok(Ok(status))) if status.is_success()) {
@@ -393,6 +512,11 @@ impl Member for Worker {
         self.over.cancelled().await;
         self.end.get().cloned().unwrap_or_else(crate::driver::shutting_down)
     }
+}
+
+/// A worker is only ever in a pool of its own protocol.
+fn not_the_protocol() -> Error {
+    Error::new(ErrorKind::Internal, "a worker of another protocol was asked").with_delivery(Delivery::NotSent)
 }
 
 fn how_it_ended(status: ExitStatus, was_ready: bool) -> Error {

@@ -1,9 +1,10 @@
-//! One call on a worker that speaks HTTP.
+//! One call on a worker that speaks HTTP, and what it has in common with one on any other.
 
 use std::mem;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use ::http::Version;
 use bytes::{Bytes, BytesMut};
 use function_gateway_core::{
     Body, CallContext, Delivery, DriverRequest, Error, ErrorKind, InvokeResponse, LogSink, Result, Retry,
@@ -13,31 +14,32 @@ use rustix::io::Errno;
 
 use super::http::{self, Answer, Failure};
 use super::pool::{Lease, Member as _, Pool};
-use super::{Settings, Worker};
+use super::{Link, Worker, not_the_protocol};
 use crate::error;
 
 /// How often a call that was certainly not sent is tried on another worker.
-const PLACEMENTS: u32 = 3;
+pub(super) const PLACEMENTS: u32 = 3;
 /// How long a broken connection waits to learn whether, and how, its worker ended.
-const AUTOPSY: Duration = Duration::from_millis(200);
+pub(super) const AUTOPSY: Duration = Duration::from_millis(200);
 
 /// Executes a function once.
 pub(super) async fn invoke(
     pool: &Pool<Worker>,
-    settings: &Settings,
+    (version, alone): (Version, bool),
     cx: &CallContext,
     request: DriverRequest,
 ) -> Result<InvokeResponse> {
     let (logs, limit) = (request.logs.clone(), request.max_response_bytes);
     let streaming = request.revision.spec.streaming;
-    let mut request = Box::new(http::request(settings.version, cx, request)?);
+    let mut request = Box::new(http::request(version, cx, request)?);
     let payload = request.body().failure();
     let mut placement = 1;
     let (mut turn, answer) = loop {
-        let mut turn = Turn::begin(pool.acquire().await?, &logs, settings.bounds.each == 1);
+        let mut turn = Turn::begin(pool.acquire().await?, &logs, alone);
+        let Link::Http(client) = &turn.worker().link else { return Err(not_the_protocol()) };
         let sent = tokio::select! {
             biased;
-            sent = turn.lease.worker().client.send(request) => sent,
+            sent = client.send(request) => sent,
             stopped = turn.lease.stopped() => return Err(stopped.with_delivery(Delivery::Unknown)),
         };
         match sent {
@@ -68,25 +70,25 @@ pub(super) async fn invoke(
 }
 
 /// A call's turn on a worker.
-struct Turn {
-    lease: Lease<Worker>,
+pub(super) struct Turn {
+    pub(super) lease: Lease<Worker>,
     /// Whether the worker takes one call at a time.
     alone: bool,
     over: bool,
 }
 
 impl Turn {
-    fn begin(lease: Lease<Worker>, logs: &LogSink, alone: bool) -> Self {
+    pub(super) fn begin(lease: Lease<Worker>, logs: &LogSink, alone: bool) -> Self {
         lease.worker().log.enter(logs);
         Self { lease, alone, over: false }
     }
 
-    fn worker(&self) -> &Worker {
+    pub(super) fn worker(&self) -> &Worker {
         self.lease.worker()
     }
 
     /// The call is over, its log complete, and the worker free for another.
-    fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         if !mem::replace(&mut self.over, true) {
             self.worker().log.leave();
         }
@@ -135,7 +137,7 @@ impl Turn {
     }
 
     /// The error for an answer that broke off.
-    async fn incomplete(&mut self, reason: hyper::Error) -> Error {
+    pub(super) async fn incomplete(&mut self, reason: hyper::Error) -> Error {
         let error = match self.autopsy().await {
             Some(how) => how.with_retry(Retry::Never),
             None => self.worker().told(Error::new(ErrorKind::FunctionBroken, "the worker broke off its answer")),
@@ -148,12 +150,17 @@ impl Drop for Turn {
     fn drop(&mut self) {
         if !self.over {
             self.end();
-            // It was given up. A worker that takes one call at a time may be busy with it still.
-            if self.alone {
-                self.lease.spoil();
-            } else {
-                let (seat, runtime) = self.lease.seat();
-                self.lease.worker().suspect(seat, runtime);
+            let (seat, runtime) = self.lease.seat();
+            match &self.worker().link {
+                // It is told of its calls, and can't be told that one is over: so it ends, and no longer counts before
+                // it does.
+                Link::Lambda(_) => {
+                    seat.spoil();
+                    self.worker().group.kill();
+                }
+                // It was given up. A worker that takes one call at a time may be busy with it still.
+                Link::Http(_) if self.alone => self.lease.spoil(),
+                Link::Http(client) => self.lease.worker().suspect(client, seat, runtime),
             }
         }
     }

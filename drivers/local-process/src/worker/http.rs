@@ -355,7 +355,7 @@ impl Answer {
 }
 
 /// Takes out what concerns the connection that it came by.
-fn for_one_hop(headers: &mut HeaderMap) {
+pub(crate) fn for_one_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()

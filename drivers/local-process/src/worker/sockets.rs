@@ -1,4 +1,5 @@
-//! Whose sockets they are, as `/proc` tells: a worker is believed to listen only where a process of its group does.
+//! Whose sockets they are, as `/proc` tells: a worker is believed to listen, or to ask, only where a process of its group
+//! does.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -46,6 +47,13 @@ pub(crate) fn listener(port: u16, group: Pid) -> io::Result<Listener> {
 pub(crate) fn listening_addresses(group: Pid) -> io::Result<Vec<SocketAddr>> {
     let ours = sockets_of(group);
     Ok(listening()?.into_iter().filter(|row| ours.contains(&row.inode)).map(|row| row.local).collect())
+}
+
+/// Whether a connection's other end, on this machine, belongs to a process of a group. Blocks on `/proc`.
+pub(crate) fn is_peer_of(peer: SocketAddr, group: Pid) -> bool {
+    let rows = rows().unwrap_or_default();
+    let Some(row) = rows.iter().find(|row| row.local == peer && row.state != LISTEN) else { return false };
+    sockets_of(group).contains(&row.inode)
 }
 
 fn listening() -> io::Result<Vec<Row>> {
@@ -122,7 +130,7 @@ pub(crate) fn group_of(pid: u32) -> Option<Pid> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
 
@@ -162,5 +170,17 @@ mod tests {
             drop(listening);
             assert_eq!(listener(port, own).unwrap(), Listener::Nobody);
         }
+    }
+
+    #[test]
+    fn a_peer_is_known_by_its_group() {
+        let own = group_of(std::process::id()).unwrap();
+        let listening = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listening.local_addr().unwrap()).unwrap();
+        let (_, peer) = listening.accept().unwrap();
+        assert!(is_peer_of(peer, own));
+        assert!(!is_peer_of(peer, Pid::from_raw(i32::MAX).unwrap()));
+        drop(client);
+        assert!(!is_peer_of("127.0.0.1:1".parse().unwrap(), own));
     }
 }
