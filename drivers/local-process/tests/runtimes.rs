@@ -123,6 +123,8 @@ enum Raised {
     Status(u16),
     /// An answer that breaks off.
     BrokenOff,
+    /// The error itself, of a kind.
+    Told(&'static str),
 }
 
 /// A function that greets, from its deployment to its end.
@@ -141,14 +143,19 @@ async fn greets(spec: FunctionSpec, raised: Raised) {
             let answer = answer.unwrap();
             assert!(matches!(answer.outcome, Outcome::Failed(_)), "{:?}", answer.outcome);
             assert_eq!(answer.status, status);
+            logged(&function, "asked to fail").await;
         }
         Raised::BrokenOff => {
             let error = answer.unwrap_err();
             assert_eq!((error.kind(), error.class()), (ErrorKind::FunctionBroken, ErrorClass::Function));
             assert_eq!(error.delivery(), Delivery::Executed);
+            logged(&function, "asked to fail").await;
+        }
+        Raised::Told(kind) => {
+            let Outcome::Failed(failure) = answer.unwrap().outcome else { panic!("it did not fail") };
+            assert_eq!((failure.kind.as_deref(), failure.message.as_str()), (Some(kind), "asked to fail"));
         }
     }
-    logged(&function, "asked to fail").await;
 
     let at_a_time = join_all((0..8).map(|number| {
         let function = &function;
@@ -193,6 +200,18 @@ mod real_runtime {
     #[ignore = "needs runtimes: cargo xtask test"]
     async fn knative_for_node() {
         greets(spec("knative-node"), Raised::Status(500)).await;
+    }
+
+    #[tokio::test]
+    #[ignore = "needs runtimes: cargo xtask test"]
+    async fn lambda_for_python() {
+        greets(spec("lambda-python"), Raised::Told("RuntimeError")).await;
+    }
+
+    #[tokio::test]
+    #[ignore = "needs runtimes: cargo xtask test"]
+    async fn lambda_for_rust() {
+        greets(spec("lambda-worker"), Raised::Told("AskedToFail")).await;
     }
 
     mod axum {
