@@ -25,9 +25,11 @@ fn limited(mut spec: FunctionSpec, bytes: u64) -> FunctionSpec {
     spec
 }
 
-/// `dd` has a buffer of the size of its blocks.
+/// `dd` has a buffer of the size of its blocks. It is started once the limit of 64 MiB is there, which comes just after the
+/// start of the shell.
 fn buffer(mebibytes: u32) -> FunctionSpec {
-    let script = format!("dd if=/dev/zero of=/dev/null bs={mebibytes}M count=1 2>&1 && echo fits");
+    let limited = "until [ \"$(ulimit -d)\" = 65536 ]; do :; done";
+    let script = format!("{limited}; dd if=/dev/zero of=/dev/null bs={mebibytes}M count=1 2>&1 && echo fits");
     sh(&script).with_env("PATH", "/usr/bin:/bin").with_env("LC_ALL", "C")
 }
 
