@@ -1,8 +1,9 @@
 //! Function Gateway driver that runs functions as processes on this machine.
 //!
-//! [`LocalProcess`] speaks two protocols. By `exec` there is one process for each invocation, the payload on its standard
+//! [`LocalProcess`] speaks three protocols. By `exec` there is one process for each invocation, the payload on its standard
 //! input, the result on its standard output, its log on standard error. By `http` there are workers that stay: web
-//! servers, started as load asks, kept warm, replaced when they die. `docs/drivers/local-process.md` is the contract that a
+//! servers, started as load asks, kept warm, replaced when they die. By `lambda` such workers ask for their calls, as the
+//! runtimes of AWS Lambda do. `docs/drivers/local-process.md` is the contract that a
 //! function is written against.
 //!
 //! Linux 5.4 or later: the driver follows each process by a file descriptor (`pidfd`).
