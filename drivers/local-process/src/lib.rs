@@ -26,35 +26,22 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("function-gateway-local-process needs Linux: it follows processes by pidfd");
 
-#[cfg(target_os = "linux")]
 mod config;
-#[cfg(target_os = "linux")]
 mod driver;
-#[cfg(target_os = "linux")]
 mod error;
-#[cfg(target_os = "linux")]
 mod exec;
-#[cfg(target_os = "linux")]
 mod identity;
-#[cfg(target_os = "linux")]
 mod limits;
-#[cfg(target_os = "linux")]
 mod process;
-#[cfg(target_os = "linux")]
 mod program;
-#[cfg(target_os = "linux")]
 mod reaper;
-#[cfg(target_os = "linux")]
 mod settings;
-#[cfg(target_os = "linux")]
 mod worker;
 
-#[cfg(target_os = "linux")]
 pub use config::LocalProcessConfig;
-#[cfg(target_os = "linux")]
 pub use driver::LocalProcess;
 
 /// The code in the driver's page, compiled.
-#[cfg(all(doctest, target_os = "linux"))]
+#[cfg(doctest)]
 #[doc = include_str!("../../../docs/drivers/local-process.md")]
 struct Page;
