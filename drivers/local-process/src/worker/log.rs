@@ -9,6 +9,7 @@ use bytes::Bytes;
 use function_gateway_core::{LogLine, LogQuery, LogSink, Result, Timestamp};
 use futures_core::Stream;
 use futures_util::stream;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
@@ -195,7 +196,7 @@ impl WorkerLog {
     pub(crate) fn enter(&self, sink: &LogSink) {
         let mut reading = self.reading();
         reading.calls += 1;
-        if reading.calls == 1 || reading.sink.is_some() {
+        if (reading.calls == 1 || reading.sink.is_some()) && self.has_more() {
             // What is there already belongs to what was before.
             self.read(&mut reading, read_now);
         }
@@ -205,11 +206,19 @@ impl WorkerLog {
     /// A call has ended.
     pub(crate) fn leave(&self) {
         let mut reading = self.reading();
-        if reading.sink.is_some() {
+        if reading.sink.is_some() && self.has_more() {
             self.read(&mut reading, read_now);
         }
         reading.calls -= 1;
         reading.sink = None;
+    }
+
+    /// Whether there is something to be read, or an end. One question to the system for both pipes, as this is asked at
+    /// each call.
+    fn has_more(&self) -> bool {
+        let [stdout, stderr] = &self.pipes;
+        let mut pipes = [PollFd::new(stdout, PollFlags::IN), PollFd::new(stderr, PollFlags::IN)];
+        !matches!(rustix::event::poll(&mut pipes, Some(&Timespec::default())), Ok(0))
     }
 
     /// Reads what is there.
