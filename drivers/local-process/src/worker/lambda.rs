@@ -405,3 +405,6 @@ impl Drop for Invocation {
         drop(self.take());
     }
 }
+
+#[cfg(test)]
+mod tests;
