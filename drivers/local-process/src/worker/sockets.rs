@@ -7,11 +7,16 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
+use std::time::Duration;
 
 use rustix::process::Pid;
 
 /// Of `tcp_state` (include/net/tcp_states.h in Linux).
 const LISTEN: u8 = 0x0A;
+
+/// How often it is looked whose a client is before it is nobody's of a group.
+const LOOKS: u32 = 10;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 
 /// A row of `/proc/net/tcp` or `/proc/net/tcp6` (proc_pid_net(5)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,11 +54,20 @@ pub(crate) fn listening_addresses(group: Pid) -> io::Result<Vec<SocketAddr>> {
     Ok(listening()?.into_iter().filter(|row| ours.contains(&row.inode)).map(|row| row.local).collect())
 }
 
-/// Whether a connection's other end, on this machine, belongs to a process of a group. Blocks on `/proc`.
-pub(crate) fn is_peer_of(peer: SocketAddr, group: Pid) -> bool {
-    let rows = rows().unwrap_or_default();
-    let Some(row) = rows.iter().find(|row| row.local == peer && row.state != LISTEN) else { return false };
-    sockets_of(group).contains(&row.inode)
+/// Whether the client of a connection from `client` to `server`, both on this machine, belongs to a process of a group.
+/// Both ends name the connection: other connections, and what is left of them, may have either in common. Blocks on `/proc`.
+///
+/// The kernel gives its table in parts, and can leave out a row where others come and go meanwhile: so it is not believed
+/// at once that there is none.
+pub(crate) fn is_client_of(client: SocketAddr, server: SocketAddr, group: Pid) -> bool {
+    (0..LOOKS).any(|look| {
+        if look > 0 {
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        let rows = rows().unwrap_or_default();
+        let row = rows.iter().find(|row| row.local == client && row.remote == server);
+        row.is_some_and(|row| sockets_of(group).contains(&row.inode))
+    })
 }
 
 fn listening() -> io::Result<Vec<Row>> {
@@ -173,14 +187,14 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_known_by_its_group() {
+    fn a_client_is_known_by_its_group() {
         let own = group_of(std::process::id()).unwrap();
         let listening = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listening.local_addr().unwrap()).unwrap();
         let (_, peer) = listening.accept().unwrap();
-        assert!(is_peer_of(peer, own));
-        assert!(!is_peer_of(peer, Pid::from_raw(i32::MAX).unwrap()));
+        assert!(is_client_of(peer, listening.local_addr().unwrap(), own));
+        assert!(!is_client_of(peer, listening.local_addr().unwrap(), Pid::from_raw(i32::MAX).unwrap()));
         drop(client);
-        assert!(!is_peer_of("127.0.0.1:1".parse().unwrap(), own));
+        assert!(!is_client_of("127.0.0.1:1".parse().unwrap(), listening.local_addr().unwrap(), own));
     }
 }

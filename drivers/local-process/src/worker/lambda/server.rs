@@ -72,7 +72,8 @@ pub(super) async fn accept(listener: TcpListener, site: Site) {
 
 async fn serve(mut stream: TcpStream, peer: SocketAddr, site: Site, _permit: OwnedSemaphorePermit) {
     let Site { shared, group, runtime, .. } = site;
-    let verified = process::blocking(&runtime, move || sockets::is_peer_of(peer, group));
+    let Ok(server) = stream.local_addr() else { return };
+    let verified = process::blocking(&runtime, move || sockets::is_client_of(peer, server, group));
     match shared.closing.run_until_cancelled(verified).await {
         Some(Ok(true)) => {}
         Some(Ok(false)) => {
