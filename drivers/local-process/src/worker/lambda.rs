@@ -80,8 +80,13 @@ impl Listening {
         let entered = runtime.enter();
         let listener = tokio::net::TcpListener::from_std(self.listener)?;
         drop(entered);
-        let shared =
-            Arc::new(Shared { state: Mutex::default(), changed: Notify::new(), closing: CancellationToken::new() });
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Notify::new(),
+            closing: CancellationToken::new(),
+            connections: TaskTracker::new(),
+        });
+        shared.connections.close();
         let site = server::Site { shared: Arc::clone(&shared), group, runtime: runtime.clone(), tasks: tasks.clone() };
         tasks.spawn_on(server::accept(listener, site), runtime);
         Ok(RuntimeApi { shared, address: self.address })
@@ -130,7 +135,16 @@ impl RuntimeApi {
         }
     }
 
-    /// Ends it: the listener and every connection, but for an answer that is still being read.
+    /// Waits until a worker that has ended can say nothing more. Cancel-safe.
+    fn silence(&self) -> impl Future<Output = ()> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        async move {
+            shared.closing.cancelled().await;
+            shared.connections.wait().await;
+        }
+    }
+
+    /// The worker has ended. So do the listener and every connection, once all is read that was sent by it.
     pub(super) fn close(&self) {
         self.shared.closing.cancel();
     }
@@ -224,6 +238,8 @@ struct Shared {
     state: Mutex<State>,
     changed: Notify,
     closing: CancellationToken,
+    /// Those that are open.
+    connections: TaskTracker,
 }
 
 /// Why a request of the worker's is refused.
@@ -350,8 +366,9 @@ impl Invocation {
     async fn reply(&mut self) -> Result<Reply> {
         tokio::select! {
             biased;
-            Ok(reply) = &mut self.replied => Ok(reply),
+            // Half a payload explains whatever the worker makes of it.
             Ok(error) = &mut self.troubled => Err(error.with_delivery(Delivery::Executed)),
+            Ok(reply) = &mut self.replied => Ok(reply),
             // Neither happens where the worker goes without a word, which is known by other means.
             else => std::future::pending().await,
         }

@@ -114,6 +114,8 @@ async fn run(behaviour: &str) {
         _ => {}
     }
     let (mut asks, mut answers) = (Api::connect().await, Api::connect().await);
+    // Once it is answered the driver knows whose connection it is: what is sent by it counts, also from a worker that dies.
+    assert_eq!(answers.post("nothing", HeaderMap::new(), parts([])).await, StatusCode::NOT_FOUND);
     loop {
         let invocation = asks.next().await;
         tell_running(1);
@@ -142,6 +144,14 @@ async fn act(behaviour: &str, api: &mut Api, id: &str, told: &HeaderMap, payload
             api.post(&path, headers([STREAMING, WITH_PRELUDE]), answer).await
         }
         "hang" => std::future::pending().await,
+        "hang-on" => {
+            let payload = payload.collect().await.unwrap().to_bytes();
+            if payload == with {
+                println!("hanging");
+                std::future::pending::<()>().await;
+            }
+            api.post(&path, HeaderMap::new(), parts([std::process::id().to_string().into()])).await
+        }
         "crash" => {
             eprintln!("crashing");
             exit(9);

@@ -28,12 +28,18 @@ pub(in crate::worker) async fn invoke(
     let (turn, invocation, posted) = loop {
         let mut turn = Turn::begin(pool.acquire().await?, &logs, true);
         let Link::Lambda(api) = &turn.worker().link else { return Err(not_the_protocol()) };
+        let silence = api.silence();
         let mut invocation = api.offer(event);
         let replied = tokio::select! {
             biased;
             replied = invocation.reply() => Ok(replied?),
             stopped = turn.lease.stopped() => return Err(stopped.with_delivery(invocation.delivery())),
-            how = turn.worker().ended() => Err(how),
+            how = async {
+                let how = turn.worker().ended().await;
+                // It may have answered just before.
+                silence.await;
+                how
+            } => Err(how),
         };
         match replied {
             Ok(Reply::Posted(posted)) => break (turn, invocation, posted),
@@ -188,9 +194,10 @@ async fn during<T>(turn: &mut Turn, invocation: &mut Invocation, reading: impl F
     };
     tokio::select! {
         biased;
+        // A worker that got half a payload may break off for that reason.
+        error = invocation.trouble() => Err(error),
         read = reading => Ok(read),
         stopped = turn.lease.stopped() => Err(stopped.with_delivery(Delivery::Executed)),
-        error = invocation.trouble() => Err(error),
         how = gone => Err(how.with_retry(Retry::Never).with_delivery(Delivery::Executed)),
     }
 }

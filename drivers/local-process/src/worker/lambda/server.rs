@@ -21,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::answer::{Posted, Verdict};
 use super::payload::{Connection, Handed, Outgoing, Unwritten};
@@ -37,6 +38,9 @@ const MAX_HEAD: usize = 2 * 1024 * 1024;
 const MAX_INIT_ERROR: usize = 256 * 1024;
 /// Before the next connection is taken where this process could take none.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long a connection that the worker has left is read for what it had sent, where its end does not come: something that
+/// got away from the worker's group may hold it open.
+const LINGER: Duration = Duration::from_millis(200);
 const FORBIDDEN: &[u8] = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 /// Where connections are served.
@@ -57,7 +61,8 @@ pub(super) async fn accept(listener: TcpListener, site: Site) {
             let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    let serving = serve(stream, peer, site.clone(), permit);
+                    let open = (permit, site.shared.connections.token());
+                    let serving = serve(stream, peer, site.clone(), open);
                     drop(site.tasks.spawn_on(serving, &site.runtime));
                 }
                 Err(error) => {
@@ -70,7 +75,7 @@ pub(super) async fn accept(listener: TcpListener, site: Site) {
     site.shared.closing.run_until_cancelled(accepting).await;
 }
 
-async fn serve(mut stream: TcpStream, peer: SocketAddr, site: Site, _permit: OwnedSemaphorePermit) {
+async fn serve(mut stream: TcpStream, peer: SocketAddr, site: Site, _open: (OwnedSemaphorePermit, TaskTrackerToken)) {
     let Site { shared, group, runtime, .. } = site;
     let Ok(server) = stream.local_addr() else { return };
     let verified = process::blocking(&runtime, move || sockets::is_client_of(peer, server, group));
@@ -89,18 +94,18 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, site: Site, _permit: Own
     let (connection, unwritten) = Connection::new(stream);
     let service = service_fn(|request| handle(Arc::clone(&shared), unwritten.clone(), request));
     let serving = http1::Builder::new().max_buf_size(MAX_HEAD).serve_connection(TokioIo::new(connection), service);
-    let mut serving = pin!(serving);
+    let serving = pin!(serving);
+    let given_up = async {
+        shared.closing.cancelled().await;
+        tokio::time::sleep(LINGER).await;
+        // An answer comes to its end by whoever reads it.
+        shared.unanswered().await;
+    };
     tokio::select! {
         biased;
         // What goes wrong with a connection is told to its requests.
-        _ = serving.as_mut() => return,
-        () = shared.closing.cancelled() => serving.as_mut().graceful_shutdown(),
-    }
-    // An answer comes to its end by whoever reads it.
-    tokio::select! {
-        biased;
         _ = serving => {}
-        () = shared.unanswered() => {}
+        () = given_up => {}
     }
 }
 
