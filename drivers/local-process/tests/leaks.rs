@@ -69,7 +69,8 @@ async fn calls_leave_no_process_and_no_open_file() {
                     body.next().await.unwrap().unwrap();
                 }
                 3 => assert!(path("/crash").await.is_err()),
-                4 => assert!(futures_util::poll!(Box::pin(path("/hang"))).is_pending()),
+                // Given up after its start. It is refused at once where several workers have just crashed in a row.
+                4 => drop(futures_util::poll!(Box::pin(path("/hang")))),
                 // It may have met one that was just crashing.
                 5 => drop(path("").await),
                 // Given up in the middle: it never ends by itself.
