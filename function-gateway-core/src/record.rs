@@ -163,6 +163,9 @@ pub struct InvocationRecord {
     pub driver: DriverName,
     /// Who created the function.
     pub owner: PrincipalId,
+    /// The labels of the function when the call came in.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// How far it is.
     pub state: InvocationState,
     /// Why it did not succeed.
@@ -220,6 +223,7 @@ impl InvocationRecord {
             generation: revision.generation,
             driver: revision.spec.driver.clone(),
             owner: revision.owner.clone(),
+            labels: revision.spec.labels.clone(),
             state: InvocationState::Running,
             failure: None,
             status: None,
@@ -254,6 +258,8 @@ pub struct RecordFilter {
     pub class: Option<ErrorClass>,
     /// By this caller.
     pub caller: Option<PrincipalId>,
+    /// Of functions with all these labels.
+    pub labels: Vec<(String, String)>,
     /// That came in at this time or later.
     pub from: Option<Timestamp>,
     /// That came in before this time.
@@ -267,10 +273,18 @@ impl RecordFilter {
         Self { name: Some(name), ..Self::default() }
     }
 
+    /// Only those of functions with a label.
+    #[must_use]
+    pub fn with_label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.push((key.into(), value.into()));
+        self
+    }
+
     /// Whether a record is meant.
     #[must_use]
     pub fn matches(&self, record: &InvocationRecord) -> bool {
-        self.name.as_ref().is_none_or(|name| *name == record.key.name)
+        self.labels.iter().all(|(key, value)| record.labels.get(key) == Some(value))
+            && self.name.as_ref().is_none_or(|name| *name == record.key.name)
             && self.function.is_none_or(|function| function == record.function)
             && self.state.is_none_or(|state| state == record.state)
             && self.class.is_none_or(|class| record.failure.as_ref().is_some_and(|failure| failure.class == class))
@@ -378,7 +392,7 @@ mod micros {
     }
 }
 
-/// How long records are kept. Statistics outlive them.
+/// How long records and figures over them are kept. Figures outlive records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Retention {
@@ -386,6 +400,8 @@ pub struct Retention {
     pub max_age: Option<Duration>,
     /// Of each function, only this many of the newest records that have ended are kept.
     pub max_per_function: Option<u64>,
+    /// Figures of minutes longer ago than this are deleted.
+    pub max_statistics_age: Option<Duration>,
 }
 
 impl Retention {
@@ -399,6 +415,13 @@ impl Retention {
     #[must_use]
     pub fn with_max_age(mut self, max_age: Duration) -> Self {
         self.max_age = Some(max_age);
+        self
+    }
+
+    /// Deletes figures of minutes longer ago than this.
+    #[must_use]
+    pub fn with_max_statistics_age(mut self, max_age: Duration) -> Self {
+        self.max_statistics_age = Some(max_age);
         self
     }
 

@@ -36,11 +36,15 @@ use function_gateway_core::{
 
 /// Makes a test of each case of [`functions`], for the store that a future gives.
 ///
-/// It makes test functions where it stands; put it into a module of its own where their names are in the way.
+/// It makes test functions where it stands; put it into a module of its own where their names are in the way. An
+/// attribute before the expression, such as `#[ignore = "needs a server"]`, is that of each test.
 #[macro_export]
 macro_rules! function_store_conformance {
-    ($open:expr) => {
-        $crate::__store_cases! { functions, $open;
+    (#[$attribute:meta] $open:expr) => {
+        $crate::function_store_conformance! { @with [#[$attribute]] $open }
+    };
+    (@with $attributes:tt $open:expr) => {
+        $crate::__store_cases! { functions, $attributes $open;
             a_gateway_keeps_its_identity
             a_function_reads_back_as_it_was_created
             a_name_is_taken_once_in_a_tenant
@@ -76,15 +80,22 @@ macro_rules! function_store_conformance {
             a_scan_reads_all_tenants
         }
     };
+    ($open:expr) => {
+        $crate::function_store_conformance! { @with [] $open }
+    };
 }
 
 /// Makes a test of each case of [`records`], for the store that a future gives.
 ///
-/// It makes test functions where it stands; put it into a module of its own where their names are in the way.
+/// It makes test functions where it stands; put it into a module of its own where their names are in the way. An
+/// attribute before the expression, such as `#[ignore = "needs a server"]`, is that of each test.
 #[macro_export]
 macro_rules! invocation_store_conformance {
-    ($open:expr) => {
-        $crate::__store_cases! { records, $open;
+    (#[$attribute:meta] $open:expr) => {
+        $crate::invocation_store_conformance! { @with [#[$attribute]] $open }
+    };
+    (@with $attributes:tt $open:expr) => {
+        $crate::__store_cases! { records, $attributes $open;
             a_record_reads_back_as_it_was_begun_and_finished
             an_execution_can_finish_without_having_begun
             an_id_begins_once_in_all_tenants
@@ -96,6 +107,7 @@ macro_rules! invocation_store_conformance {
             a_list_of_records_stays_whole_while_more_come_in
             every_record_filter_holds
             record_filters_hold_together_over_pages
+            records_are_found_by_the_labels_of_their_functions
             cursors_of_other_lists_give_no_records
             many_executions_finish_at_once
             one_of_many_racing_ends_wins
@@ -107,23 +119,34 @@ macro_rules! invocation_store_conformance {
             retention_goes_by_age
             retention_goes_by_count
             no_retention_deletes_nothing
+            figures_go_by_their_age
         }
+    };
+    ($open:expr) => {
+        $crate::invocation_store_conformance! { @with [] $open }
     };
 }
 
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __store_cases {
-    ($suite:ident, $open:expr; $($case:ident)+) => {
-        $(
-            #[test]
-            fn $case() {
-                $crate::store::__block_on(async {
-                    let store = ::std::sync::Arc::new($open.await);
-                    $crate::store::$suite::$case(store).await;
-                });
-            }
-        )+
+    ($suite:ident, $attributes:tt $open:expr; $($case:ident)+) => {
+        $($crate::__store_case! { $suite, $attributes $open; $case })+
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __store_case {
+    ($suite:ident, [$($attribute:tt)*] $open:expr; $case:ident) => {
+        #[test]
+        $($attribute)*
+        fn $case() {
+            $crate::store::__block_on(async {
+                let store = ::std::sync::Arc::new($open.await);
+                $crate::store::$suite::$case(store).await;
+            });
+        }
     };
 }
 

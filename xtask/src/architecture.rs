@@ -32,9 +32,14 @@ const TLS_PROVIDERS: &[&str] = &["aws-lc-rs", "ring", "openssl", "native-tls"];
 
 /// Dependencies that come in several incompatible versions, and why that is accepted.
 const ACCEPTED_DUPLICATES: &[(&str, &str)] = &[
+    ("block-buffer", "comes with the two versions of digest"),
+    ("cpufeatures", "comes with the two versions of sha2"),
+    ("crypto-common", "comes with the two versions of digest"),
+    ("digest", "comes with the two versions of sha2"),
     ("getrandom", "jsonschema is on 0.3 and uuid on 0.4; neither shows it"),
     ("hashbrown", "governor is on 0.16 and jsonschema on 0.17; neither shows it"),
     ("r-efi", "comes with the two versions of getrandom, for UEFI only"),
+    ("sha2", "sqlx is on 0.10, its part for MySQL on 0.11; neither shows it"),
     ("syn", "macros are moving from 2 to 3; it is only there while building"),
 ];
 
@@ -118,9 +123,11 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     }
     problems.extend(edge_problems(&members));
     problems.extend(heavy_problems(&core_tree(workspace)?));
-    let shipped = workspace.shipped();
+    let built = built(workspace)?;
+    let mut shipped = workspace.shipped();
+    shipped.retain(|package| built.contains(&format!("{} v{}", package.name, package.version)));
     problems.extend(duplicate_problems(shipped.iter().map(|package| (&*package.name, &*package.version))));
-    problems.extend(tls_problems(workspace.metadata.packages.iter().map(|package| &*package.name)));
+    problems.extend(tls_problems(built.iter().filter_map(|package| package.split(' ').next())));
     for package in workspace.members().filter(|package| package.is_published()) {
         for file in sources(workspace, package)? {
             problems.extend(hidden_type_problems(&file));
@@ -137,6 +144,14 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
 fn sources(workspace: &Workspace, package: &Package) -> Result<Vec<File>> {
     let files = files::read_all(&workspace.root, &package.folder().join("src"))?;
     Ok(files.into_iter().filter(|file| file.has_extension("rs")).collect())
+}
+
+/// Name and version of all that is ever built. `cargo metadata` also tells of what a feature that is off would bring.
+fn built(workspace: &Workspace) -> Result<BTreeSet<String>> {
+    let args = ["tree", "--workspace", "--all-features", "--edges", "all", "--target", "all", "--prefix", "none"];
+    let tree = output(&mut workspace.cargo(args))?;
+    let package = |line: &str| line.splitn(3, ' ').take(2).collect::<Vec<_>>().join(" ");
+    Ok(tree.lines().map(package).collect())
 }
 
 /// The names of all that core depends on without features.

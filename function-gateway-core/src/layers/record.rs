@@ -304,6 +304,8 @@ impl RecordedCall {
         let served_by = state.served_by();
         let revision = served_by.as_ref().unwrap_or(revision);
         let mut record = InvocationRecord::new(state.id, revision, caller.clone(), state.created_at);
+        // Those by which the call came in, also where another revision served it: a record's labels do not change.
+        record.labels.clone_from(&self.revision.spec.labels);
         record.attempts = state.attempts();
         record.origin = *origin;
         record.trace = *trace;

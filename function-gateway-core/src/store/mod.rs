@@ -2,6 +2,8 @@
 
 pub mod memory;
 mod page;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+pub mod sql;
 pub mod statistics;
 
 use std::fmt;
@@ -11,9 +13,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::{
-    DriverName, Function, FunctionId, FunctionKey, FunctionStatus, GatewayId, Generation, InvocationId,
-    InvocationRecord, Phase, PrincipalId, RecordFilter, Result, Retention, Revision, Statistics, StatisticsQuery,
-    TenantId, Timestamp, Version,
+    DriverName, Error, ErrorKind, Function, FunctionId, FunctionKey, FunctionStatus, GatewayId, Generation,
+    InvocationId, InvocationRecord, Phase, PrincipalId, RecordFilter, Result, Retention, Revision, Statistics,
+    StatisticsQuery, TenantId, Timestamp, Version,
 };
 
 pub use page::{Cursor, CursorKind, Page, PageRequest, UnreadableRow};
@@ -278,3 +280,57 @@ pub trait InvocationStore: fmt::Debug + Send + Sync + 'static {
 
 /// Sorts a page's limit out: what was asked, within what a store gives at once.
 pub(crate) const MAX_PAGE: usize = 1000;
+
+fn check_revision(function: &Function, revision: &Revision) -> Result<()> {
+    let is_its =
+        revision.key == function.key && revision.function == function.id && revision.generation == function.generation;
+    if is_its {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidArgument, "the revision is not the newest one of the function"))
+}
+
+fn function_not_found(key: &FunctionKey) -> Error {
+    Error::new(ErrorKind::NotFound, "there is no such function").with_context("function", key.name.as_str())
+}
+
+fn function_changed(key: &FunctionKey) -> Error {
+    Error::new(ErrorKind::Conflict, "the function has changed in the meantime")
+        .with_context("function", key.name.as_str())
+}
+
+fn lease_lost(key: &FunctionKey) -> Error {
+    Error::new(ErrorKind::Conflict, "the lease of the function was lost").with_context("function", key.name.as_str())
+}
+
+/// An execution begins in a state that is not final.
+fn check_begin(record: &InvocationRecord) -> Result<()> {
+    match record.state.is_final() {
+        true => Err(Error::new(ErrorKind::InvalidArgument, "an execution does not begin in a final state")),
+        false => Ok(()),
+    }
+}
+
+/// When an execution ended, which it does in a final state.
+fn check_finish(record: &InvocationRecord) -> Result<Timestamp> {
+    record.finished_at.filter(|_| record.state.is_final()).ok_or_else(|| {
+        let message = "an execution ends in a final state, with the time at which it ended";
+        Error::new(ErrorKind::InvalidArgument, message)
+    })
+}
+
+fn record_exists(record: &InvocationRecord) -> Error {
+    Error::new(ErrorKind::AlreadyExists, "there is a record of this invocation id already")
+        .with_context("invocation", record.id.to_string())
+}
+
+fn record_is_final(record: &InvocationRecord) -> Error {
+    Error::new(ErrorKind::Conflict, "the record of this invocation id is final")
+        .with_context("invocation", record.id.to_string())
+}
+
+/// How many bytes of payload, result and log a record holds.
+fn kept_bytes(record: &InvocationRecord) -> usize {
+    let kept = [&record.payload, &record.result, &record.logs];
+    kept.into_iter().flatten().map(|kept| kept.bytes.len()).sum()
+}

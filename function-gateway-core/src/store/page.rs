@@ -5,11 +5,22 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, InvocationId, Result, Timestamp};
 
 /// The error for a cursor whose key a list can't read.
 pub(super) fn invalid_cursor() -> Error {
     Error::new(ErrorKind::InvalidArgument, "the cursor is not one that this list gave; start again without")
+}
+
+/// The place of a record in a list, as a cursor's key.
+pub(super) fn record_place(created_at: Timestamp, id: InvocationId) -> String {
+    format!("{}/{id}", created_at.as_micros())
+}
+
+/// Reads what [`record_place`] gives.
+pub(super) fn read_record_place(key: &str) -> Option<(Timestamp, InvocationId)> {
+    let (micros, id) = key.split_once('/')?;
+    Some((Timestamp::from_micros(micros.parse().ok()?), id.parse().ok()?))
 }
 
 /// Which list a cursor belongs to.

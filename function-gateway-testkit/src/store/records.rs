@@ -368,6 +368,45 @@ pub async fn record_filters_hold_together_over_pages(store: Store) {
     assert_eq!((exact.items.len(), exact.next), (3, None));
 }
 
+/// A filter by labels gives the records of functions that had all of them when they were called, over many pages, and
+/// those that run as well.
+pub async fn records_are_found_by_the_labels_of_their_functions(store: Store) {
+    let executed = Executed::new(&tenant(), "a");
+    let mut expected = Vec::new();
+    for second in 0..20_u8 {
+        let mut record = executed.running(time(second.into()));
+        let label = |record: &mut InvocationRecord, key: &str, value: &str| {
+            record.labels.insert(key.to_owned(), value.to_owned());
+        };
+        label(&mut record, "all", "Grüße \u{0} '%_");
+        if second % 2 == 0 {
+            label(&mut record, "even", "yes");
+        }
+        if second % 3 == 0 {
+            begin(&store, &record).await;
+        }
+        if second % 3 != 0 || second % 4 == 0 {
+            finish(&store, &end(record.clone(), InvocationState::Succeeded)).await;
+        }
+        expected.push(record);
+    }
+    let tenant = &executed.key.tenant;
+    let all = RecordFilter::default().with_label("all", "Grüße \u{0} '%_");
+    assert_eq!(ids(&store, tenant, &all, 7).await, newest_first(expected.iter()));
+    let mut both = all.with_label("even", "yes");
+    assert_eq!(ids(&store, tenant, &both, 3).await, newest_first(expected.iter().step_by(2)));
+    both.state = Some(InvocationState::Running);
+    (both.from, both.until) = (Some(time(1)), Some(time(19)));
+    let running = expected.iter().skip(6).step_by(12);
+    assert_eq!(ids(&store, tenant, &both, 1).await, newest_first(running));
+    for (key, value) in [("even", "no"), ("even", "Yes"), ("odd", "yes"), ("all", "")] {
+        let none = RecordFilter::default().with_label(key, value);
+        assert_eq!(ids(&store, tenant, &none, 10).await, []);
+    }
+    let foreign = RecordFilter::default().with_label("even", "yes");
+    assert_eq!(ids(&store, &super::tenant(), &foreign, 10).await, []);
+}
+
 /// Lists refuse cursors of other lists, and what is no cursor.
 pub async fn cursors_of_other_lists_give_no_records(store: Store) {
     let record = Executed::new(&tenant(), "a").ended(time(0));
@@ -664,4 +703,24 @@ pub async fn no_retention_deletes_nothing(store: Store) {
     let all = Retention::keep_all().with_max_age(Duration::ZERO).with_max_per_function(0);
     assert_eq!(store.retain(&all, time(60), 0).await.expect("nothing is deleted"), 0);
     assert_eq!(get(&store, &record).await.as_deref(), Some(&record));
+}
+
+/// Figures of minutes that are too old are deleted; those of later ones stay, and all records do.
+pub async fn figures_go_by_their_age(store: Store) {
+    let executed = Executed::new(&tenant(), "a");
+    let minute = |minute: i64| Timestamp::from_micros((100_000 + minute) * 60_000_000);
+    let mut records = Vec::new();
+    for number in 0..6 {
+        let record = executed.ended(minute(number));
+        finish(&store, &record).await;
+        records.push(record);
+    }
+    let retention = Retention::keep_all().with_max_statistics_age(Duration::from_secs(180));
+    for _ in 0..3 {
+        store.retain(&retention, minute(6), 2).await.expect("figures are deleted");
+    }
+    let tenant = &executed.key.tenant;
+    assert_eq!(statistics(&store, tenant, minute(0), minute(6)).await.count, 3);
+    assert_eq!(statistics(&store, tenant, minute(0), minute(3)).await.count, 0);
+    assert_eq!(ids(&store, tenant, &RecordFilter::default(), 10).await, newest_first(records.iter()));
 }

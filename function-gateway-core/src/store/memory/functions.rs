@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::{MemoryStoreOptions, page};
 use crate::store::page::invalid_cursor;
+use crate::store::{check_revision, function_changed, function_not_found, lease_lost};
 use crate::{
     CursorKind, Error, ErrorKind, Function, FunctionFilter, FunctionId, FunctionKey, FunctionName, FunctionStatus,
     Generation, Lease, Page, PageRequest, Result, Retry, Revision, TenantId, Timestamp, Version,
@@ -137,13 +138,13 @@ impl Functions {
             check_revision(&function, revision)?;
         }
         let max_revisions = self.max_revisions;
-        let row = self.rows.get_mut(&function.key).ok_or_else(|| not_found(&function.key))?;
+        let row = self.rows.get_mut(&function.key).ok_or_else(|| function_not_found(&function.key))?;
         if row.function.id != function.id || row.function.version != expected {
-            return Err(changed(&function.key));
+            return Err(function_changed(&function.key));
         }
         if let Some(revision) = revision {
             if row.revisions.contains_key(&revision.generation) {
-                return Err(changed(&function.key));
+                return Err(function_changed(&function.key));
             }
             row.revisions.insert(revision.generation, revision);
             forget_revisions(&mut row.revisions, &function, max_revisions);
@@ -228,10 +229,7 @@ impl Functions {
         self.rows
             .get_mut(&lease.key)
             .filter(|row| row.function.id == lease.function && row.epoch == lease.epoch && row.is_held(now))
-            .ok_or_else(|| {
-                Error::new(ErrorKind::Conflict, "the lease of the function was lost")
-                    .with_context("function", lease.key.name.as_str())
-            })
+            .ok_or_else(|| lease_lost(&lease.key))
     }
 
     pub(super) fn renew_lease(&mut self, lease: &Lease, now: Timestamp, ttl: Duration) -> Result<()> {
@@ -257,7 +255,7 @@ impl Functions {
     ) -> Result<Arc<Function>> {
         let row = self.leased(lease, now)?;
         if row.function.version != expected {
-            return Err(changed(&lease.key));
+            return Err(function_changed(&lease.key));
         }
         let mut function = Function::clone(&row.function);
         function.status = status.clone();
@@ -268,7 +266,7 @@ impl Functions {
     pub(super) fn delete(&mut self, lease: &Lease, now: Timestamp, expected: Version) -> Result<()> {
         let row = self.leased(lease, now)?;
         if row.function.version != expected {
-            return Err(changed(&lease.key));
+            return Err(function_changed(&lease.key));
         }
         if let Some(at) = row.function.status.reconcile_at {
             self.due.remove(&(at, lease.key.clone()));
@@ -297,24 +295,6 @@ fn forget_revisions(revisions: &mut BTreeMap<Generation, Arc<Revision>>, functio
         let Some(oldest) = revisions.keys().copied().find(|generation| !is_needed(*generation)) else { return };
         revisions.remove(&oldest);
     }
-}
-
-fn check_revision(function: &Function, revision: &Revision) -> Result<()> {
-    let is_its =
-        revision.key == function.key && revision.function == function.id && revision.generation == function.generation;
-    if is_its {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::InvalidArgument, "the revision is not the newest one of the function"))
-}
-
-fn not_found(key: &FunctionKey) -> Error {
-    Error::new(ErrorKind::NotFound, "there is no such function").with_context("function", key.name.as_str())
-}
-
-fn changed(key: &FunctionKey) -> Error {
-    Error::new(ErrorKind::Conflict, "the function has changed in the meantime")
-        .with_context("function", key.name.as_str())
 }
 
 #[cfg(test)]

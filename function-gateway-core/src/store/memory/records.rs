@@ -9,8 +9,9 @@ use std::sync::Arc;
 use foldhash::HashMap;
 
 use super::{MemoryStoreOptions, page};
-use crate::store::page::invalid_cursor;
+use crate::store::page::{invalid_cursor, read_record_place, record_place};
 use crate::store::statistics::{Minute, Rollup};
+use crate::store::{check_begin, check_finish, kept_bytes, record_exists, record_is_final};
 use crate::{
     CursorKind, Error, ErrorKind, FunctionId, FunctionKey, FunctionName, InvocationId, InvocationRecord, Page,
     PageRequest, RecordFilter, Result, Retention, Statistics, StatisticsQuery, TenantId, Timestamp,
@@ -129,18 +130,15 @@ impl Records {
     }
 
     pub(super) fn begin(&mut self, record: Arc<InvocationRecord>) -> Result<()> {
-        if record.state.is_final() {
-            return Err(Error::new(ErrorKind::InvalidArgument, "an execution does not begin in a final state"));
-        }
+        check_begin(&record)?;
         if self.by_id.contains_key(&record.id) {
-            return Err(Error::new(ErrorKind::AlreadyExists, "there is a record of this invocation id already")
-                .with_context("invocation", record.id.to_string()));
+            return Err(record_exists(&record));
         }
         if self.len() >= self.max_records && !self.forget_oldest() {
             let message = format!("the store is full: {} executions are running (max_records)", self.len());
             return Err(Error::new(ErrorKind::Store, message));
         }
-        self.kept_bytes += kept_bytes(&record);
+        self.kept_bytes += stored_bytes(&record);
         self.index.insert(&record);
         self.by_id.insert(record.id, record);
         self.keep_bounds();
@@ -148,10 +146,7 @@ impl Records {
     }
 
     pub(super) fn finish(&mut self, record: Arc<InvocationRecord>) -> Result<()> {
-        let Some(at) = ended_at(&record) else {
-            let message = "an execution ends in a final state, with the time at which it ended";
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        };
+        let at = check_finish(&record)?;
         match self.by_id.entry(record.id) {
             Entry::Vacant(entry) => {
                 entry.insert(record.clone());
@@ -163,15 +158,14 @@ impl Records {
                     || begun.function != record.function
                     || begun.created_at != record.created_at
                 {
-                    return Err(Error::new(ErrorKind::Conflict, "the record of this invocation id is final")
-                        .with_context("invocation", record.id.to_string()));
+                    return Err(record_is_final(&record));
                 }
                 let begun = entry.insert(record.clone());
                 self.index.remove(&begun);
-                self.kept_bytes -= kept_bytes(&begun);
+                self.kept_bytes -= stored_bytes(&begun);
             }
         }
-        self.kept_bytes += kept_bytes(&record);
+        self.kept_bytes += stored_bytes(&record);
         self.rollups.record(Minute::of(at), &record);
         self.fresh.push_back(record);
         self.keep_bounds();
@@ -190,14 +184,14 @@ impl Records {
         }
         let Some(record) = self.fresh.pop_front() else { return false };
         self.by_id.remove(&record.id);
-        self.kept_bytes -= kept_bytes(&record);
+        self.kept_bytes -= stored_bytes(&record);
         true
     }
 
     /// Forgets a record that is in the index.
     fn forget(&mut self, id: InvocationId) {
         if let Some(record) = self.by_id.remove(&id) {
-            self.kept_bytes -= kept_bytes(&record);
+            self.kept_bytes -= stored_bytes(&record);
             self.index.remove(&record);
         }
     }
@@ -223,7 +217,8 @@ impl Records {
         request: &PageRequest,
     ) -> Result<Page<Arc<InvocationRecord>>> {
         let first_id = InvocationId::from_bytes([0; 16]);
-        let after = request.key(CursorKind::Records)?.map(|after| read_place(&after)).transpose()?;
+        let after = request.key(CursorKind::Records)?;
+        let after = after.map(|after| read_record_place(&after).ok_or_else(invalid_cursor)).transpose()?;
         let until = filter.until.map(|until| (until, first_id));
         let start = filter.from.map(|from| (from, first_id));
         let end = after.into_iter().chain(until).min();
@@ -234,9 +229,7 @@ impl Records {
         let list = self.index.lists.get(&Scope::of_filter(tenant, filter));
         let records = list.into_iter().flat_map(|list| list.range(range).rev()).map(|(_, record)| record);
         let found = records.filter(|record| filter.matches(record)).cloned();
-        Ok(page(found, request, CursorKind::Records, |record| {
-            format!("{}/{}", record.created_at.as_micros(), record.id)
-        }))
+        Ok(page(found, request, CursorKind::Records, |record| record_place(record.created_at, record.id)))
     }
 
     pub(super) fn statistics(&self, tenant: &TenantId, query: &StatisticsQuery) -> Statistics {
@@ -246,6 +239,9 @@ impl Records {
     /// Deletes from what is in the index.
     pub(super) fn retain(&mut self, retention: &Retention, now: Timestamp, limit: usize) -> u64 {
         let mut deleted = 0;
+        if let Some(max_age) = retention.max_statistics_age {
+            self.rollups.forget_before(Minute::of(now.minus(max_age)));
+        }
         if let Some(max_age) = retention.max_age {
             let oldest = now.minus(max_age);
             while deleted < limit
@@ -271,21 +267,12 @@ impl Records {
     }
 }
 
-fn read_place(text: &str) -> Result<Place> {
-    let place = text
-        .split_once('/')
-        .and_then(|(micros, id)| Some((Timestamp::from_micros(micros.parse().ok()?), id.parse().ok()?)));
-    place.ok_or_else(invalid_cursor)
+fn stored_bytes(record: &InvocationRecord) -> u64 {
+    u64::try_from(kept_bytes(record)).unwrap_or(u64::MAX)
 }
 
 fn ended_at(record: &InvocationRecord) -> Option<Timestamp> {
     record.finished_at.filter(|_| record.state.is_final())
-}
-
-fn kept_bytes(record: &InvocationRecord) -> u64 {
-    let kept = [&record.payload, &record.result, &record.logs];
-    let bytes = kept.into_iter().flatten().map(|kept| kept.bytes.len()).sum::<usize>();
-    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 /// Figures by minute, tenant and function name.
@@ -312,6 +299,11 @@ impl Rollups {
         {
             self.count -= oldest.values().map(HashMap::len).sum::<usize>();
         }
+    }
+
+    fn forget_before(&mut self, minute: Minute) {
+        self.minutes = self.minutes.split_off(&minute);
+        self.count = self.minutes.values().flat_map(HashMap::values).map(HashMap::len).sum();
     }
 
     fn statistics(&self, tenant: &TenantId, query: &StatisticsQuery) -> Statistics {

@@ -1,0 +1,460 @@
+//! Stores in SQL databases: SQLite, PostgreSQL, and MariaDB or MySQL, each behind the feature of its name.
+//!
+//! Which one when, how large, backup and upgrades: `docs/operations.md`.
+
+mod batch;
+mod engine;
+mod fault;
+mod functions;
+mod migrate;
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(feature = "postgres")]
+mod postgres;
+mod records;
+mod retention;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod writer;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use self::engine::{Connected, Engine, Session};
+use self::fault::Fault;
+use self::retention::Crowded;
+use self::writer::Writer;
+use super::{Durability, FunctionFilter, FunctionStore, InvocationStore, Lease, Page, PageRequest};
+use crate::{
+    Error, ErrorKind, Function, FunctionId, FunctionKey, FunctionStatus, GatewayId, Generation, InvocationId,
+    InvocationRecord, RecordFilter, Result, Retention, Revision, Statistics, StatisticsQuery, TenantId, Timestamp,
+    Version,
+};
+
+/// How a [`SqlStore`] uses its database.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use function_gateway_core::store::sql::SqlStoreOptions;
+///
+/// let options = SqlStoreOptions::default().with_max_connections(20).with_flush_interval(Duration::from_millis(20));
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SqlStoreOptions {
+    /// How many connections there are at most; 10 unless set. With SQLite, how many read beside the one that writes.
+    pub max_connections: u32,
+    /// How long an operation may take before it fails with [`ErrorKind::Store`], the waiting for a connection, for a lock and
+    /// for room in the buffer included; 10 s unless set.
+    pub operation_timeout: Duration,
+    /// How long what is [buffered](Durability::Buffered) waits for more before it is written; 100 ms unless set.
+    pub flush_interval: Duration,
+    /// How many records are buffered at most, those that are being written included; 8,192 unless set. So many may be
+    /// missing after the process was killed. Beyond that, calls wait.
+    pub max_buffered_records: usize,
+    /// How many bytes of payloads, results and logs are buffered at most; 64 MiB unless set. Beyond that, calls wait.
+    pub max_buffered_bytes: usize,
+    /// How many revisions of each function are kept; 100 unless set. Beyond that the oldest are deleted, but never the
+    /// newest, nor one that is in the function's route or still in an engine.
+    pub max_revisions_per_function: u64,
+    /// The identity of the gateway that a new database gets; at random unless set. A database that has another one
+    /// already is refused.
+    pub gateway: Option<GatewayId>,
+    /// Where records are written; the runtime that opens the store unless set.
+    pub runtime: Option<Handle>,
+}
+
+impl Default for SqlStoreOptions {
+    fn default() -> Self {
+        Self {
+            max_connections: 10,
+            operation_timeout: Duration::from_secs(10),
+            flush_interval: Duration::from_millis(100),
+            max_buffered_records: 8192,
+            max_buffered_bytes: 64 * 1024 * 1024,
+            max_revisions_per_function: 100,
+            gateway: None,
+            runtime: None,
+        }
+    }
+}
+
+impl SqlStoreOptions {
+    /// Sets how many connections there are at most.
+    #[must_use]
+    pub fn with_max_connections(mut self, count: u32) -> Self {
+        self.max_connections = count;
+        self
+    }
+
+    /// Sets how long an operation may take.
+    #[must_use]
+    pub fn with_operation_timeout(mut self, timeout: Duration) -> Self {
+        self.operation_timeout = timeout;
+        self
+    }
+
+    /// Sets how long what is buffered waits for more.
+    #[must_use]
+    pub fn with_flush_interval(mut self, interval: Duration) -> Self {
+        self.flush_interval = interval;
+        self
+    }
+
+    /// Sets how many records are buffered at most.
+    #[must_use]
+    pub fn with_max_buffered_records(mut self, count: usize) -> Self {
+        self.max_buffered_records = count;
+        self
+    }
+
+    /// Sets how many bytes of payloads, results and logs are buffered at most.
+    #[must_use]
+    pub fn with_max_buffered_bytes(mut self, bytes: usize) -> Self {
+        self.max_buffered_bytes = bytes;
+        self
+    }
+
+    /// Sets how many revisions of each function are kept.
+    #[must_use]
+    pub fn with_max_revisions_per_function(mut self, count: u64) -> Self {
+        self.max_revisions_per_function = count;
+        self
+    }
+
+    /// Sets the identity that a new database gets.
+    #[must_use]
+    pub fn with_gateway(mut self, gateway: GatewayId) -> Self {
+        self.gateway = Some(gateway);
+        self
+    }
+
+    /// Sets where records are written.
+    #[must_use]
+    pub fn with_runtime(mut self, runtime: Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+}
+
+/// Keeps functions and records in a SQL database.
+///
+/// Any number of gateways may use one database of PostgreSQL, MariaDB or MySQL at the same time; one of SQLite takes
+/// several processes of one machine, one of which writes at a time. Clones share connections and buffer.
+///
+/// Ended executions are written by a task, many in a transaction. With [`Durability::Durable`] `finish` and `begin` answer
+/// once it is committed; with [`Durability::Buffered`] once the record is in the buffer. When the buffer is full they
+/// wait for room. [`close`](Self::close), or dropping the last clone while its runtime goes on, writes what is buffered.
+///
+/// The database never gets a secret's value: specifications refer to secrets, and what is kept of calls is redacted
+/// before.
+///
+/// # Errors
+/// [`ErrorKind::Store`] where the database fails: transient where it is out of reach, overloaded or contended, and with
+/// [`Delivery::Unknown`](crate::Delivery::Unknown) where a change may have been made all the same. What was undone by the
+/// database for the sake of another change, or was not begun, is tried again within `operation_timeout`.
+/// [`ErrorKind::Misconfigured`] where it lacks rights, tables or the database itself. No error shows a password.
+#[derive(Clone)]
+pub struct SqlStore(Arc<Shared>);
+
+struct Shared {
+    engine: Arc<dyn Engine>,
+    options: SqlStoreOptions,
+    gateway: GatewayId,
+    writer: Writer,
+    crowded: Arc<Crowded>,
+    /// Why what it commits may be lost all the same, if so.
+    undurable: Option<&'static str>,
+}
+
+impl fmt::Debug for SqlStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shared { engine, gateway, writer, .. } = &*self.0;
+        f.debug_struct("SqlStore")
+            .field("engine", &engine.dialect().engine)
+            .field("gateway", gateway)
+            .field("buffered", &writer.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Access {
+    Read,
+    Write,
+}
+
+/// Something that is read, or changed as a whole.
+#[async_trait]
+trait Operation: Send + Sync {
+    type Answer: Send;
+
+    async fn run(&self, session: &mut dyn Session) -> Result<Self::Answer, Fault>;
+}
+
+impl SqlStore {
+    /// Opens the database at a URL with the default options: `sqlite:path/to/file`, `sqlite::memory:`,
+    /// `postgres://user:password@host/database` or `mysql://user:password@host/database`.
+    ///
+    /// # Errors
+    /// Those of [`connect`](Self::connect).
+    pub async fn open(url: &str) -> Result<Self> {
+        Self::connect(url, SqlStoreOptions::default()).await
+    }
+
+    /// Opens the database at a URL. Makes its tables, or brings them up to date, under a lock that makes other processes
+    /// wait. A file of SQLite is made where there is none; its folder and the databases of servers are not.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] where the URL can't be read; [`ErrorKind::Unsupported`] for an engine whose feature is
+    /// not enabled, or tables that a later version has made and this one must not touch; [`ErrorKind::Misconfigured`]
+    /// for wrong credentials, a database that is not there, or one that belongs to another gateway;
+    /// [`ErrorKind::Store`] where the server is out of reach.
+    pub async fn connect(url: &str, options: SqlStoreOptions) -> Result<Self> {
+        let runtime = options.runtime.clone().map_or_else(current_runtime, Ok)?;
+        let opening = async {
+            let Connected { engine, undurable } = connect(url, &options).await?;
+            let engine: Arc<dyn Engine> = Arc::from(engine);
+            let gateway = migrate::migrate(&*engine, options.gateway.as_ref()).await?;
+            Ok::<_, Fault>((engine, undurable, gateway))
+        };
+        let (engine, undurable, gateway) =
+            opening.await.map_err(|fault| fault.into_error().with_operation("open the store"))?;
+        let crowded = Arc::new(Crowded::default());
+        let writer = Writer::start(Arc::clone(&engine), Arc::clone(&crowded), &options, &runtime);
+        Ok(Self(Arc::new(Shared { engine, options, gateway, writer, crowded, undurable })))
+    }
+
+    /// Writes what is buffered and ends all connections. Whatever is asked of the store then fails.
+    pub async fn close(&self) {
+        // What can't be written within the time of an operation is told by the writer.
+        let _ = self.0.writer.flush().await;
+        self.0.engine.close().await;
+    }
+
+    /// Reads.
+    async fn read<O: Operation>(&self, operation: &O) -> Result<O::Answer> {
+        self.repeat(Access::Read, operation).await
+    }
+
+    /// Changes something, in one transaction.
+    async fn write<O: Operation>(&self, operation: &O) -> Result<O::Answer> {
+        self.repeat(Access::Write, operation).await
+    }
+
+    /// Tries again as long as an operation fails in a way that allows it and there is time.
+    async fn repeat<O: Operation>(&self, access: Access, operation: &O) -> Result<O::Answer> {
+        let deadline = Instant::now() + self.0.options.operation_timeout;
+        let mut pause = Duration::from_millis(2);
+        loop {
+            let fault = match tokio::time::timeout_at(deadline, self.attempt(access, operation)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(fault)) => fault,
+                Err(_) => Fault::TimedOut,
+            };
+            // Those that met must not meet again.
+            let wait = pause.mul_f64(0.5 + fastrand::f64());
+            if !fault.may_be_repeated() || Instant::now() + wait >= deadline {
+                return Err(fault.into_error());
+            }
+            tokio::time::sleep(wait).await;
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+
+    async fn attempt<O: Operation>(&self, access: Access, operation: &O) -> Result<O::Answer, Fault> {
+        let engine = &self.0.engine;
+        match access {
+            Access::Read => operation.run(&mut *engine.reader().await?).await,
+            Access::Write => {
+                let mut session = engine.transaction().await?;
+                let answer = operation.run(&mut *session).await?;
+                session.commit().await?;
+                Ok(answer)
+            }
+        }
+    }
+
+    fn check_durable(&self) -> Result<()> {
+        match self.0.undurable {
+            None => Ok(()),
+            Some(reason) => {
+                Err(Error::new(ErrorKind::Misconfigured, "the database does not keep what it commits")
+                    .with_detail(reason))
+            }
+        }
+    }
+}
+
+fn current_runtime() -> Result<Handle> {
+    Handle::try_current().map_err(|error| {
+        Error::new(ErrorKind::Misconfigured, "a store needs a tokio runtime: open it in one, or give it a handle")
+            .with_source(error)
+    })
+}
+
+async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Connected, Fault> {
+    let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+    match scheme {
+        #[cfg(feature = "sqlite")]
+        "sqlite" => sqlite::connect(url.trim_start_matches("sqlite:"), options).await,
+        #[cfg(feature = "postgres")]
+        "postgres" | "postgresql" => postgres::connect(url, options).await,
+        #[cfg(feature = "mysql")]
+        "mysql" | "mariadb" => mysql::connect(url, options).await,
+        #[allow(unreachable_patterns, reason = "with the features enabled they stand above")]
+        "sqlite" | "postgres" | "postgresql" | "mysql" | "mariadb" => {
+            let message = format!("stores in {scheme} are not built in: enable the feature of that name");
+            Err(Error::new(ErrorKind::Unsupported, message).into())
+        }
+        _ => {
+            let message = format!(
+                "the URL of a store begins with its engine, such as sqlite:, postgres:// or mysql://, not with {scheme:?}"
+            );
+            Err(Error::new(ErrorKind::InvalidArgument, message).into())
+        }
+    }
+}
+
+/// The error for a URL that a driver can't read. The URL has a password and is not shown.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+fn unreadable_url(error: &sqlx::Error) -> Fault {
+    let reason = match error {
+        sqlx::Error::Configuration(reason) => reason.to_string(),
+        _ => "it is no URL".to_owned(),
+    };
+    Error::new(ErrorKind::InvalidArgument, format!("the URL of the store can't be read: {reason}")).into()
+}
+
+#[async_trait]
+impl FunctionStore for SqlStore {
+    async fn gateway_id(&self) -> Result<GatewayId> {
+        Ok(self.0.gateway.clone())
+    }
+
+    async fn create(&self, function: &Function, revision: &Revision) -> Result<()> {
+        self.write(&functions::Create { function, revision }).await
+    }
+
+    async fn get(&self, key: &FunctionKey) -> Result<Option<Arc<Function>>> {
+        self.read(&functions::Get { key }).await
+    }
+
+    async fn update(
+        &self,
+        function: &Function,
+        expected: Version,
+        revision: Option<&Revision>,
+    ) -> Result<Arc<Function>> {
+        let keep = self.0.options.max_revisions_per_function;
+        self.write(&functions::Update { function, expected, revision, keep }).await
+    }
+
+    async fn list(
+        &self,
+        tenant: &TenantId,
+        filter: &FunctionFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<Function>>> {
+        self.read(&functions::List { tenant, filter, page }).await
+    }
+
+    async fn revision(
+        &self,
+        tenant: &TenantId,
+        function: FunctionId,
+        generation: Generation,
+    ) -> Result<Option<Arc<Revision>>> {
+        self.read(&functions::GetRevision { tenant, function, generation }).await
+    }
+
+    async fn revisions(
+        &self,
+        tenant: &TenantId,
+        function: FunctionId,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<Revision>>> {
+        self.read(&functions::ListRevisions { tenant, function, page }).await
+    }
+
+    async fn acquire_lease(&self, key: &FunctionKey, ttl: Duration) -> Result<Option<Lease>> {
+        self.write(&functions::AcquireLease { key, ttl }).await
+    }
+
+    async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()> {
+        self.write(&functions::RenewLease { lease, ttl }).await
+    }
+
+    async fn release_lease(&self, lease: &Lease) -> Result<()> {
+        self.write(&functions::ReleaseLease { lease }).await
+    }
+
+    async fn update_status(&self, lease: &Lease, expected: Version, status: &FunctionStatus) -> Result<Arc<Function>> {
+        self.write(&functions::UpdateStatus { lease, expected, status }).await
+    }
+
+    async fn delete(&self, lease: &Lease, expected: Version) -> Result<()> {
+        self.write(&functions::Delete { lease, expected }).await
+    }
+
+    async fn scan_due(&self, now: Timestamp, limit: usize) -> Result<Vec<FunctionKey>> {
+        self.read(&functions::ScanDue { now, limit }).await
+    }
+
+    async fn find(&self, id: FunctionId) -> Result<Option<Arc<Function>>> {
+        self.read(&functions::Find { id }).await
+    }
+
+    async fn scan_all(&self, page: &PageRequest) -> Result<Page<Arc<Function>>> {
+        self.read(&functions::ScanAll { page }).await
+    }
+}
+
+#[async_trait]
+impl InvocationStore for SqlStore {
+    async fn begin(&self, record: Arc<InvocationRecord>) -> Result<()> {
+        self.check_durable()?;
+        self.0.writer.begin(record).await
+    }
+
+    async fn finish(&self, record: Arc<InvocationRecord>, durability: Durability) -> Result<()> {
+        match durability {
+            Durability::Buffered => self.0.writer.finish_buffered(record).await,
+            Durability::Durable => {
+                self.check_durable()?;
+                self.0.writer.finish_durable(record).await
+            }
+        }
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.0.writer.flush().await
+    }
+
+    async fn get(&self, tenant: &TenantId, id: InvocationId) -> Result<Option<Arc<InvocationRecord>>> {
+        self.read(&records::Get { tenant, id }).await
+    }
+
+    async fn list(
+        &self,
+        tenant: &TenantId,
+        filter: &RecordFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<InvocationRecord>>> {
+        self.read(&records::List { tenant, filter, page }).await
+    }
+
+    async fn statistics(&self, tenant: &TenantId, query: &StatisticsQuery) -> Result<Statistics> {
+        self.read(&records::ReadStatistics { tenant, query }).await
+    }
+
+    async fn retain(&self, retention: &Retention, now: Timestamp, limit: usize) -> Result<u64> {
+        retention::retain(self, retention, now, limit).await
+    }
+}

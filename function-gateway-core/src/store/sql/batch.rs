@@ -1,0 +1,473 @@
+//! Many executions written in one transaction, with the figures over them.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::engine::{Row, Session, Unreadable, stored};
+use super::fault::Fault;
+use super::functions::json;
+use crate::store::statistics::{Minute, Rollup};
+use crate::store::{kept_bytes, record_exists, record_is_final};
+use crate::{
+    Error, FunctionId, FunctionKey, FunctionName, InvocationId, InvocationRecord, InvocationState, KeptBytes, TenantId,
+    Timestamp,
+};
+
+/// The form of rows that this program writes, and the latest that it reads.
+const FORMAT: i64 = 1;
+/// How many rows one statement inserts at most.
+const MAX_ROWS: usize = 256;
+/// How many bytes one statement inserts, beside its last row. Servers refuse packets that are too large.
+const MAX_BYTES: usize = 4 * 1024 * 1024;
+/// For how many pairs of function and minute figures are held here, to go on with.
+const MAX_OPEN: usize = 10_000;
+
+/// What is to be done with a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    Begin,
+    Finish,
+    /// Its beginning was written, and nobody knows of it.
+    Discard,
+}
+
+/// A record as it is stored.
+pub(super) struct Encoded {
+    pub(super) change: Change,
+    pub(super) record: Arc<InvocationRecord>,
+    id: String,
+    document: String,
+}
+
+/// What the document of a row holds: the record without the bytes that were kept, which have columns of their own.
+#[derive(Serialize, Deserialize)]
+struct Document<R> {
+    record: R,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    payload: Option<Kept>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    result: Option<Kept>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    logs: Option<Kept>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    content_type: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    len: Option<u64>,
+    truncated: bool,
+}
+
+impl Kept {
+    fn of(kept: &KeptBytes) -> Self {
+        Self { content_type: kept.content_type.clone(), len: kept.len, truncated: kept.truncated }
+    }
+
+    fn with(self, bytes: Vec<u8>) -> KeptBytes {
+        let Self { content_type, len, truncated } = self;
+        let mut kept = KeptBytes::cut(bytes.into(), usize::MAX);
+        (kept.content_type, kept.len, kept.truncated) = (content_type, len, truncated);
+        kept
+    }
+}
+
+impl Encoded {
+    pub(super) fn new(change: Change, record: Arc<InvocationRecord>) -> Result<Self, Fault> {
+        let kept = |kept: &Option<KeptBytes>| kept.as_ref().map(Kept::of);
+        let (payload, result, logs) = (kept(&record.payload), kept(&record.result), kept(&record.logs));
+        let document = if payload.is_none() && result.is_none() && logs.is_none() {
+            json(&Document { record: &*record, payload, result, logs })?
+        } else {
+            let mut bare = InvocationRecord::clone(&record);
+            (bare.payload, bare.result, bare.logs) = (None, None, None);
+            json(&Document { record: &bare, payload, result, logs })?
+        };
+        Ok(Self { change, id: record.id.to_string(), record, document })
+    }
+
+    fn bytes(&self) -> usize {
+        self.document.len() + kept_bytes(&self.record)
+    }
+}
+
+/// The columns of a row that a record is read from, in the order in which [`decode`] takes them.
+pub(super) const RECORD_COLUMNS: &str = "i.created_at, i.id, i.format, i.document, i.payload, i.result, i.logs";
+
+/// Reads [`RECORD_COLUMNS`].
+pub(super) fn decode(row: &mut Row) -> Result<Arc<InvocationRecord>, Unreadable> {
+    row.check_format(2, FORMAT)?;
+    let Document { mut record, payload, result, logs } = row.json::<Document<InvocationRecord>>(3)?;
+    let mut kept = |about: Option<Kept>, column| {
+        let bytes = row.opt_bytes(column)?;
+        Ok(about.map(|about| about.with(bytes.unwrap_or_default())))
+    };
+    (record.payload, record.result, record.logs) = (kept(payload, 4)?, kept(result, 5)?, kept(logs, 6)?);
+    Ok(Arc::new(record))
+}
+
+/// What a batch did.
+pub(super) struct Written {
+    /// What became of each record, in their order.
+    pub(super) outcomes: Vec<Result<(), Error>>,
+    /// What the figures are once it is committed.
+    pub(super) figures: Figures,
+    /// The functions of what has ended.
+    pub(super) ended: Vec<FunctionId>,
+}
+
+/// What is known of the record of an id.
+struct Known<'a> {
+    is_final: bool,
+    key: FunctionKey,
+    function: FunctionId,
+    created_at: Timestamp,
+    place: Placed<'a>,
+}
+
+enum Placed<'a> {
+    /// In the database.
+    Stored { document: Option<String> },
+    /// To be written by this batch, in place of a stored one or as a new one.
+    Pending { replaces: bool, record: &'a Encoded },
+}
+
+impl<'a> Known<'a> {
+    fn pending(replaces: bool, record: &'a Encoded) -> Self {
+        let of = &record.record;
+        let (is_final, key, function) = (of.state.is_final(), of.key.clone(), of.function);
+        Self { is_final, key, function, created_at: of.created_at, place: Placed::Pending { replaces, record } }
+    }
+
+    fn is_same(&self, record: &InvocationRecord) -> bool {
+        self.key == record.key && self.function == record.function && self.created_at == record.created_at
+    }
+}
+
+/// Writes a batch in a session, which then has to be committed. `again` says that it may have been committed before.
+pub(super) async fn write(
+    session: &mut dyn Session,
+    batch: &[Encoded],
+    figures: &Rollups,
+    again: bool,
+) -> Result<Written, Fault> {
+    let mut known = read_known(session, batch, again).await?;
+    let mut outcomes = Vec::with_capacity(batch.len());
+    let (mut ended, mut discarded) = (Vec::new(), Vec::new());
+    let mut changed = Figures::default();
+    for encoded in batch {
+        let record = &*encoded.record;
+        let outcome = match (encoded.change, known.entry(record.id)) {
+            (Change::Begin | Change::Finish, Entry::Vacant(free)) => {
+                free.insert(Known::pending(false, encoded));
+                Ok(true)
+            }
+            (_, Entry::Occupied(taken)) if again && wrote(taken.get(), encoded) => {
+                // Its figures are those of the batch that was committed, which this one writes once more.
+                Ok(true)
+            }
+            (Change::Begin, Entry::Occupied(_)) => Err(record_exists(record)),
+            (Change::Finish, Entry::Occupied(taken)) if taken.get().is_final || !taken.get().is_same(record) => {
+                Err(record_is_final(record))
+            }
+            (Change::Finish, Entry::Occupied(mut taken)) => {
+                let replaces = match taken.get().place {
+                    Placed::Stored { .. } => true,
+                    Placed::Pending { replaces, .. } => replaces,
+                };
+                taken.insert(Known::pending(replaces, encoded));
+                Ok(true)
+            }
+            (Change::Discard, place) => {
+                if let Entry::Occupied(taken) = place
+                    && !taken.get().is_final
+                    && taken.get().is_same(record)
+                    && matches!(taken.remove().place, Placed::Stored { .. })
+                {
+                    discarded.push(encoded);
+                }
+                Ok(false)
+            }
+        };
+        if matches!(outcome, Ok(true))
+            && encoded.change == Change::Finish
+            && let Some(at) = record.finished_at
+        {
+            changed.record(figures, Minute::of(at), record);
+            ended.push(record.function);
+        }
+        outcomes.push(outcome.map(|_| ()));
+    }
+    let pending = known.into_values().filter_map(|known| match known.place {
+        Placed::Pending { replaces, record } => Some((replaces, record)),
+        Placed::Stored { .. } => None,
+    });
+    let (mut new, mut replaced) = (Vec::new(), Vec::new());
+    for (replaces, record) in pending {
+        if replaces { &mut replaced } else { &mut new }.push(record);
+    }
+    // Along the index, which is faster, and the same for every process, so that two don't wait for each other.
+    new.sort_unstable_by(|a: &&Encoded, b| a.id.cmp(&b.id));
+    replaced.sort_unstable_by(|a: &&Encoded, b| a.id.cmp(&b.id));
+    insert_all(session, &new, false).await?;
+    insert_all(session, &replaced, true).await?;
+    delete_labels(session, replaced.iter().copied().filter(|record| !record.record.labels.is_empty())).await?;
+    insert_labels(session, new.iter().chain(&replaced).copied()).await?;
+    discard(session, &discarded).await?;
+    changed.write(session).await?;
+    Ok(Written { outcomes, figures: changed, ended })
+}
+
+/// Whether the record in the database is this one, as an earlier try has written it.
+fn wrote(known: &Known<'_>, encoded: &Encoded) -> bool {
+    matches!(&known.place, Placed::Stored { document: Some(document) } if *document == encoded.document)
+}
+
+/// Reads what there is of the ids of a batch, and locks it.
+async fn read_known<'a>(
+    session: &mut dyn Session,
+    batch: &[Encoded],
+    again: bool,
+) -> Result<HashMap<InvocationId, Known<'a>>, Fault> {
+    let dialect = session.dialect();
+    let mut known = HashMap::with_capacity(batch.len());
+    for ids in batch.chunks(MAX_ROWS) {
+        let select = dialect.sql("SELECT id, tenant, name, function_id, created_at, state");
+        let select = select.sql(if again { ", document" } else { "" }).sql(" FROM fg_invocations WHERE ");
+        let select = select.any_of("id", ids.iter().map(|encoded| encoded.id.as_str())).sql(dialect.for_update);
+        for mut row in session.rows(select).await? {
+            let mut read = || {
+                let key = FunctionKey::new(row.parse(1)?, row.parse(2)?);
+                let is_open = [InvocationState::Queued, InvocationState::Running].map(InvocationState::as_str);
+                let state = row.text(5)?;
+                let known = Known {
+                    is_final: !is_open.contains(&&*state),
+                    key,
+                    function: row.parse(3)?,
+                    created_at: Timestamp::from_micros(row.int(4)?),
+                    place: Placed::Stored { document: if again { Some(row.text(6)?) } else { None } },
+                };
+                Ok::<_, Unreadable>((row.parse(0)?, known))
+            };
+            match read() {
+                Ok((id, row)) => drop(known.insert(id, row)),
+                // It is in the way of the batch, which says so when it is written.
+                Err(Unreadable(reason)) => tracing::error!(reason, "the record of an execution can't be read"),
+            }
+        }
+    }
+    Ok(known)
+}
+
+const COLUMNS: [&str; 14] = [
+    "id",
+    "tenant",
+    "name",
+    "function_id",
+    "state",
+    "class",
+    "caller",
+    "created_at",
+    "finished_at",
+    "format",
+    "document",
+    "payload",
+    "result",
+    "logs",
+];
+
+/// Cuts a list in pieces, each of a power of two of items, so that there are few different statements.
+fn pieces<'a, T>(mut items: &'a [T], size: impl Fn(&T) -> usize + 'a) -> impl Iterator<Item = &'a [T]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fitting = items.iter().take(MAX_ROWS).take_while(|item| {
+            let fits = bytes <= MAX_BYTES;
+            bytes += size(item);
+            fits
+        });
+        let count = fitting.count();
+        let (piece, rest) = items.split_at_checked(count.checked_ilog2().map_or(0, |power| 1 << power))?;
+        items = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+async fn insert_all(session: &mut dyn Session, records: &[&Encoded], replace: bool) -> Result<(), Fault> {
+    let dialect = session.dialect();
+    for piece in pieces(records, |record| record.bytes()) {
+        let insert = format!("INSERT INTO fg_invocations ({}) VALUES ", COLUMNS.join(", "));
+        let mut statement = dialect.sql(&insert);
+        for (index, encoded) in piece.iter().enumerate() {
+            let record = &*encoded.record;
+            let class = record.failure.as_ref().map(|failure| failure.class.as_str());
+            let kept = [&record.payload, &record.result, &record.logs];
+            statement = statement
+                .sql(if index > 0 { ", (" } else { "(" })
+                .list([
+                    Some(encoded.id.as_str()),
+                    Some(record.key.tenant.as_str()),
+                    Some(record.key.name.as_str()),
+                    Some(&*record.function.to_string()),
+                    Some(record.state.as_str()),
+                    class,
+                    Some(record.caller.as_str()),
+                ])
+                .sql(", ")
+                .list([Some(record.created_at.as_micros()), record.finished_at.map(Timestamp::as_micros), Some(FORMAT)])
+                .sql(", ")
+                .arg(encoded.document.as_str())
+                .sql(", ")
+                .list(kept.map(|kept| kept.as_ref().map(|kept| &*kept.bytes)))
+                .sql(")");
+        }
+        if replace {
+            statement = statement.sql(&dialect.upsert("id", &COLUMNS));
+        }
+        session.execute(statement).await?;
+    }
+    Ok(())
+}
+
+async fn delete_labels(session: &mut dyn Session, records: impl Iterator<Item = &Encoded> + Send) -> Result<(), Fault> {
+    let ids: Vec<&str> = records.map(|encoded| encoded.id.as_str()).collect();
+    for ids in ids.chunks(MAX_ROWS) {
+        let delete = session.dialect().sql("DELETE FROM fg_invocation_labels WHERE ");
+        session.execute(delete.any_of("id", ids.iter().copied())).await?;
+    }
+    Ok(())
+}
+
+async fn insert_labels(session: &mut dyn Session, records: impl Iterator<Item = &Encoded> + Send) -> Result<(), Fault> {
+    let labels: Vec<_> =
+        records.flat_map(|encoded| encoded.record.labels.iter().map(move |label| (encoded, label))).collect();
+    let dialect = session.dialect();
+    for piece in pieces(&labels, |(_, (key, value))| key.len() + value.len()) {
+        let insert = "INSERT INTO fg_invocation_labels (id, label_key, label_value, tenant, created_at) VALUES ";
+        let mut statement = dialect.sql(insert);
+        for (index, (encoded, (key, value))) in piece.iter().enumerate() {
+            statement = statement
+                .sql(if index > 0 { ", (" } else { "(" })
+                .arg(encoded.id.as_str())
+                .sql(", ")
+                .list([key.as_bytes(), value.as_bytes()])
+                .sql(", ")
+                .arg(encoded.record.key.tenant.as_str())
+                .sql(", ")
+                .arg(encoded.record.created_at.as_micros())
+                .sql(")");
+        }
+        session.execute(statement).await?;
+    }
+    Ok(())
+}
+
+async fn discard(session: &mut dyn Session, records: &[&Encoded]) -> Result<(), Fault> {
+    for ids in records.chunks(MAX_ROWS) {
+        let delete = session.dialect().sql("DELETE FROM fg_invocations WHERE finished_at IS NULL AND ");
+        session.execute(delete.any_of("id", ids.iter().map(|encoded| encoded.id.as_str()))).await?;
+    }
+    delete_labels(session, records.iter().copied()).await
+}
+
+type RollupKey = (TenantId, FunctionName, Minute);
+
+/// A row of figures. It is this process's alone, so that it can be written without being read.
+#[derive(Debug, Clone)]
+struct OpenRollup {
+    id: String,
+    rollup: Rollup,
+}
+
+/// The figures that this process has written and goes on with.
+#[derive(Debug, Default)]
+pub(super) struct Rollups(HashMap<RollupKey, OpenRollup>);
+
+/// Figures as a batch changes them.
+#[derive(Debug, Default)]
+pub(super) struct Figures(HashMap<RollupKey, OpenRollup>);
+
+impl Figures {
+    fn record(&mut self, before: &Rollups, minute: Minute, record: &InvocationRecord) {
+        let key = (record.key.tenant.clone(), record.key.name.clone(), minute);
+        let open = self.0.entry(key).or_insert_with_key(|key| {
+            let new = || OpenRollup { id: Uuid::now_v7().to_string(), rollup: Rollup::default() };
+            before.0.get(key).cloned().unwrap_or_else(new)
+        });
+        open.rollup.record(record);
+    }
+
+    async fn write(&self, session: &mut dyn Session) -> Result<(), Fault> {
+        let dialect = session.dialect();
+        let columns = ["id", "tenant", "name", "minute", "format", "document"];
+        let mut rows = Vec::with_capacity(self.0.len());
+        for ((tenant, name, minute), OpenRollup { id, rollup }) in &self.0 {
+            rows.push((id, tenant, name, minute.get(), json(rollup)?));
+        }
+        rows.sort_unstable_by_key(|(id, ..)| *id);
+        for piece in pieces(&rows, |(.., document)| document.len()) {
+            let insert = format!("INSERT INTO fg_rollups ({}) VALUES ", columns.join(", "));
+            let mut statement = dialect.sql(&insert);
+            for (index, (id, tenant, name, minute, document)) in piece.iter().enumerate() {
+                statement = statement
+                    .sql(if index > 0 { ", (" } else { "(" })
+                    .list([id.as_str(), tenant.as_str(), name.as_str()])
+                    .sql(", ")
+                    .list([*minute, FORMAT])
+                    .sql(", ")
+                    .arg(document.as_str())
+                    .sql(")");
+            }
+            session.execute(statement.sql(&dialect.upsert("id", &columns))).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Rollups {
+    /// Takes over what a batch has changed, once it is committed.
+    pub(super) fn apply(&mut self, figures: Figures) {
+        let newest = figures.0.keys().map(|(_, _, minute)| *minute).max();
+        self.0.extend(figures.0);
+        if self.0.len() > MAX_OPEN {
+            // What comes late to a minute that is let go gets a row of its own.
+            self.0.retain(|(_, _, minute), _| Some(*minute) >= newest);
+            if self.0.len() > MAX_OPEN {
+                self.0.clear();
+            }
+        }
+    }
+}
+
+pub(super) const ROLLUP_FORMAT: i64 = FORMAT;
+
+/// A number of rows that a statement takes.
+pub(super) fn row_limit(limit: usize) -> i64 {
+    stored(u64::try_from(limit).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_powers_of_two_and_leave_nothing_out() {
+        for count in [0, 1, 2, 3, 7, 256, 257, 1000] {
+            let items: Vec<usize> = (0..count).collect();
+            let pieces: Vec<_> = pieces(&items, |_| 1).collect();
+            assert!(pieces.iter().all(|piece| piece.len().is_power_of_two() && piece.len() <= MAX_ROWS));
+            assert_eq!(pieces.concat(), items);
+        }
+    }
+
+    #[test]
+    fn a_piece_that_is_large_enough_takes_no_more() {
+        let items = [MAX_BYTES + 1, 1, 1, MAX_BYTES, 1, 1];
+        let lengths: Vec<_> = pieces(&items, |bytes| *bytes).map(<[usize]>::len).collect();
+        assert_eq!(lengths, [1, 2, 2, 1]);
+    }
+}

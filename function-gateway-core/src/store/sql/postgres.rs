@@ -1,0 +1,138 @@
+//! PostgreSQL 13 and later. Any number of processes may share a database.
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt as _;
+use sqlx::error::DatabaseError;
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::query::Query;
+use sqlx::{Executor as _, Postgres, Row as _, TypeInfo as _, ValueRef as _};
+
+use super::SqlStoreOptions;
+use super::engine::{
+    Cell, Connected, Dialect, Engine, Migration, Row, Session, Statement, TakeRow, Upsert, Value, sessions,
+};
+use super::fault::{Fault, FaultKind};
+
+static DIALECT: Dialect = Dialect {
+    engine: "postgres",
+    numbered: true,
+    now: "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)",
+    for_update: " FOR UPDATE",
+    upsert: Upsert::OnConflict,
+};
+
+static MIGRATIONS: [Migration; 1] =
+    [Migration { version: 1, min_reader: 1, script: include_str!("migrations/postgres/0001.sql") }];
+
+#[derive(Debug)]
+struct PostgresEngine {
+    pool: PgPool,
+}
+
+pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Connected, Fault> {
+    let server: PgConnectOptions = url.parse().map_err(|error| super::unreadable_url(&error))?;
+    let pool = PgPoolOptions::new()
+        .max_connections(options.max_connections.max(2))
+        .acquire_timeout(options.operation_timeout)
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                // A server may be set up to answer a commit before it is on the disk.
+                connection
+                    .execute("SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'")
+                    .await?;
+                Ok(())
+            })
+        })
+        .connect_with(server.application_name("function-gateway"))
+        .await
+        // A new pool is not full: it could not connect.
+        .map_err(|error| fault(error).unless_full(false))?;
+    let engine = PostgresEngine { pool };
+    let fsync = engine.reader().await?.row(DIALECT.sql("SHOW fsync")).await?;
+    let undurable = fsync
+        .is_some_and(|mut row| row.text(0).is_ok_and(|fsync| fsync == "off"))
+        .then_some("fsync is off in the server, so it may lose what it has committed");
+    Ok(Connected { engine: Box::new(engine), undurable })
+}
+
+fn fault(error: sqlx::Error) -> Fault {
+    Fault::new(error, of_database)
+}
+
+fn of_database(error: &dyn DatabaseError) -> FaultKind {
+    // https://www.postgresql.org/docs/current/errcodes-appendix.html
+    let code = error.code().unwrap_or_default();
+    match &*code {
+        "40001" | "40P01" | "55P03" => FaultKind::Contended,
+        "53300" | "57P01" | "57P02" | "57P03" => FaultKind::Refusing,
+        "42P01" => FaultKind::NoTable,
+        "42501" => FaultKind::Denied,
+        "3D000" => FaultKind::NoDatabase,
+        "53100" | "53200" => FaultKind::Full,
+        "25006" => FaultKind::ReadOnly,
+        "XX001" | "XX002" => FaultKind::Damaged,
+        code if code.starts_with("08") => FaultKind::Lost,
+        code if code.starts_with("28") => FaultKind::Denied,
+        code if code.starts_with("22") => FaultKind::Value,
+        _ => FaultKind::Other,
+    }
+}
+
+fn bind(query: Query<'_, Postgres, PgArguments>, value: Value) -> Query<'_, Postgres, PgArguments> {
+    match value {
+        Value::Int(value) => query.bind(value),
+        Value::Text(value) => query.bind(value),
+        Value::Bytes(value) => query.bind(value),
+    }
+}
+
+fn cell(row: &PgRow, column: usize) -> Result<Cell, String> {
+    let raw = row.try_get_raw(column).map_err(|error| error.to_string())?;
+    if raw.is_null() {
+        return Ok(Cell::Null);
+    }
+    let is_int = raw.type_info().name() == "INT8";
+    let cell = match is_int {
+        true => row.try_get_unchecked(column).map(Cell::Int),
+        false => row.try_get_unchecked(column).map(Cell::Bytes),
+    };
+    cell.map_err(|error| error.to_string())
+}
+
+sessions!(Postgres);
+
+impl PostgresEngine {
+    fn refused(&self, error: sqlx::Error) -> Fault {
+        fault(error).unless_full(self.pool.size() >= self.pool.options().get_max_connections())
+    }
+}
+
+#[async_trait]
+impl Engine for PostgresEngine {
+    fn dialect(&self) -> &'static Dialect {
+        &DIALECT
+    }
+
+    async fn reader(&self) -> Result<Box<dyn Session>, Fault> {
+        Ok(Box::new(self.pool.acquire().await.map_err(|error| self.refused(error))?))
+    }
+
+    async fn transaction(&self) -> Result<Box<dyn Session>, Fault> {
+        Ok(Box::new(self.pool.begin().await.map_err(|error| self.refused(error))?))
+    }
+
+    async fn exclusive(&self) -> Result<Box<dyn Session>, Fault> {
+        let mut session = self.transaction().await?;
+        // "fgwy" as a number; other programs that lock in this database use other numbers.
+        session.execute(DIALECT.sql("SELECT pg_advisory_xact_lock(1718646649)")).await?;
+        Ok(session)
+    }
+
+    fn migrations(&self) -> &'static [Migration] {
+        &MIGRATIONS
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
+    }
+}

@@ -1,0 +1,151 @@
+//! Records of executions and figures over them, as they are read.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::Operation;
+use super::batch::{RECORD_COLUMNS, ROLLUP_FORMAT, decode};
+use super::engine::{Dialect, Row, Session, Statement, Unreadable};
+use super::fault::Fault;
+use super::functions::{Pager, Place, limited, unreadable};
+use crate::store::page::{invalid_cursor, read_record_place, record_place};
+use crate::store::statistics::{Minute, Rollup};
+use crate::{
+    CursorKind, InvocationId, InvocationRecord, Page, PageRequest, RecordFilter, Statistics, StatisticsQuery, TenantId,
+    Timestamp,
+};
+
+pub(super) struct Get<'a> {
+    pub(super) tenant: &'a TenantId,
+    pub(super) id: InvocationId,
+}
+
+#[async_trait]
+impl Operation for Get<'_> {
+    type Answer = Option<Arc<InvocationRecord>>;
+
+    async fn run(&self, session: &mut dyn Session) -> Result<Self::Answer, Fault> {
+        let select = session.dialect().sql("SELECT ").sql(RECORD_COLUMNS).sql(" FROM fg_invocations i WHERE i.id = ");
+        let select = select.arg(self.id.to_string()).sql(" AND i.tenant = ").arg(self.tenant.as_str());
+        let Some(mut row) = session.row(select).await? else { return Ok(None) };
+        decode(&mut row).map(Some).map_err(|reason| unreadable("the record of the execution", reason))
+    }
+}
+
+pub(super) struct List<'a> {
+    pub(super) tenant: &'a TenantId,
+    pub(super) filter: &'a RecordFilter,
+    pub(super) page: &'a PageRequest,
+}
+
+impl List<'_> {
+    fn select(&self, dialect: &'static Dialect, after: Option<(Timestamp, InvocationId)>) -> Statement {
+        let RecordFilter { name, function, state, class, caller, labels, from, until } = self.filter;
+        let select = dialect.sql("SELECT ").sql(RECORD_COLUMNS).sql(" FROM ");
+        // The table that the list goes along is the one whose index is in the order of time.
+        let (mut statement, created_at, id) = match labels.first() {
+            None => {
+                let statement = select.sql("fg_invocations i WHERE i.tenant = ").arg(self.tenant.as_str());
+                (statement, "i.created_at", "i.id")
+            }
+            Some((key, value)) => {
+                let from = "fg_invocation_labels l JOIN fg_invocations i ON i.id = l.id WHERE l.tenant = ";
+                let statement = select.sql(from).arg(self.tenant.as_str()).sql(" AND l.label_key = ");
+                let statement = statement.arg(key.as_bytes()).sql(" AND l.label_value = ").arg(value.as_bytes());
+                (statement, "l.created_at", "l.id")
+            }
+        };
+        for (key, value) in labels.iter().skip(1) {
+            let exists = " AND EXISTS (SELECT 1 FROM fg_invocation_labels m WHERE m.id = i.id AND m.label_key = ";
+            statement = statement.sql(exists).arg(key.as_bytes()).sql(" AND m.label_value = ");
+            statement = statement.arg(value.as_bytes()).sql(")");
+        }
+        let function = function.map(|function| function.to_string());
+        let equals = [
+            ("name", name.as_ref().map(AsRef::as_ref)),
+            ("function_id", function.as_deref()),
+            ("state", state.map(|state| state.as_str())),
+            ("class", class.map(|class| class.as_str())),
+            ("caller", caller.as_ref().map(AsRef::as_ref)),
+        ];
+        for (column, value) in equals {
+            if let Some(value) = value {
+                statement = statement.sql(" AND i.").sql(column).sql(" = ").arg(value);
+            }
+        }
+        if let Some(from) = from {
+            statement = statement.sql(" AND ").sql(created_at).sql(" >= ").arg(from.as_micros());
+        }
+        if let Some(until) = until {
+            statement = statement.sql(" AND ").sql(created_at).sql(" < ").arg(until.as_micros());
+        }
+        if let Some((at, after)) = after {
+            // Said so that every database takes it as one range of its index, and looks through those of that time alone.
+            statement = statement.sql(" AND ").sql(created_at).sql(" <= ").arg(at.as_micros()).sql(" AND (");
+            statement = statement.sql(created_at).sql(" < ").arg(at.as_micros()).sql(" OR ").sql(id).sql(" < ");
+            statement = statement.arg(after.to_string()).sql(")");
+        }
+        let order = format!(" ORDER BY {created_at} DESC, {id} DESC");
+        limited(statement.sql(&order), self.page)
+    }
+}
+
+#[async_trait]
+impl Operation for List<'_> {
+    type Answer = Page<Arc<InvocationRecord>>;
+
+    async fn run(&self, session: &mut dyn Session) -> Result<Self::Answer, Fault> {
+        let after = self.page.key(CursorKind::Records)?;
+        let after = after.as_deref().map(|after| read_record_place(after).ok_or_else(invalid_cursor)).transpose()?;
+        let mut pager = Pager::new(CursorKind::Records, self.page, decode, place);
+        let select = self.select(session.dialect(), after);
+        pager.add(session, select).await?;
+        Ok(pager.finish())
+    }
+}
+
+fn place(row: &Row) -> Result<Place, Unreadable> {
+    let (at, id) = (Timestamp::from_micros(row.peek_int(0)?), row.peek_text(1)?);
+    let parsed = id.parse().map_err(|error: crate::InvalidName| Unreadable(error.to_string()))?;
+    Ok(Place { key: record_place(at, parsed), name: id.to_owned() })
+}
+
+pub(super) struct ReadStatistics<'a> {
+    pub(super) tenant: &'a TenantId,
+    pub(super) query: &'a StatisticsQuery,
+}
+
+#[async_trait]
+impl Operation for ReadStatistics<'_> {
+    type Answer = Statistics;
+
+    async fn run(&self, session: &mut dyn Session) -> Result<Statistics, Fault> {
+        let minutes = Minute::range(self.query);
+        let mut sum = Rollup::default();
+        if minutes.is_empty() {
+            return Ok(sum.statistics());
+        }
+        let select = "SELECT id, format, document FROM fg_rollups WHERE tenant = ";
+        let mut select = session.dialect().sql(select).arg(self.tenant.as_str());
+        if let Some(name) = &self.query.name {
+            select = select.sql(" AND name = ").arg(name.as_str());
+        }
+        let select = select.sql(" AND minute >= ").arg(minutes.start.get());
+        let select = select.sql(" AND minute < ").arg(minutes.end.get());
+        let mut take = |mut row: Row| {
+            let read = row.check_format(1, ROLLUP_FORMAT).and_then(|()| row.json::<Rollup>(2));
+            match read {
+                Ok(rollup) => sum.merge(&rollup),
+                Err(Unreadable(reason)) => {
+                    let id = row.text(0).unwrap_or_default();
+                    tracing::error!(id, reason, "figures over executions are left out, since they can't be read");
+                }
+            }
+            ControlFlow::Continue(())
+        };
+        session.each(select, &mut take).await?;
+        Ok(sum.statistics())
+    }
+}

@@ -1,0 +1,413 @@
+//! Writes records of executions, all that have come in while the last ones were written in one transaction.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::Instant;
+
+use super::SqlStoreOptions;
+use super::batch::{self, Change, Encoded, Rollups};
+use super::engine::Engine;
+use super::fault::Fault;
+use super::retention::Crowded;
+use crate::store::{check_begin, check_finish, kept_bytes};
+use crate::{Delivery, Error, ErrorKind, InvocationRecord, Result};
+
+/// How many records are written in one transaction at most.
+const BATCH: usize = 512;
+/// How many bytes of them, beside the last one.
+const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// After the first try that has failed; doubled after each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+type Reply = oneshot::Sender<Result<()>>;
+
+/// Room in the buffer.
+struct Room {
+    _records: OwnedSemaphorePermit,
+    _bytes: Option<OwnedSemaphorePermit>,
+}
+
+enum Job {
+    Keep {
+        change: Change,
+        record: Arc<InvocationRecord>,
+        /// Who waits for the commit.
+        reply: Option<Reply>,
+        /// Given back once it is written.
+        room: Option<Room>,
+    },
+    /// Somebody waits until all before is written.
+    Flush(Reply),
+}
+
+impl Job {
+    fn is_urgent(&self) -> bool {
+        matches!(self, Self::Flush(_) | Self::Keep { reply: Some(_), .. })
+    }
+
+    /// Whether it begins an execution for which nobody waits any more.
+    fn is_given_up(&self) -> bool {
+        matches!(self, Self::Keep { change: Change::Begin, reply: Some(reply), .. } if reply.is_closed())
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// How many of them somebody waits for.
+    urgent: usize,
+    /// No more will come.
+    closed: bool,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    /// Something has come that is not to wait for more.
+    wake: Notify,
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The end of the buffer at which records come in. Dropped, what is in the buffer is written and its task ends.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    records: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    max_kib: u32,
+    timeout: Duration,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.shared.queue().closed = true;
+        self.shared.wake.notify_one();
+    }
+}
+
+impl Writer {
+    pub(super) fn start(
+        engine: Arc<dyn Engine>,
+        crowded: Arc<Crowded>,
+        options: &SqlStoreOptions,
+        runtime: &Handle,
+    ) -> Self {
+        let shared = Arc::new(Shared { queue: Mutex::default(), wake: Notify::new() });
+        let timeout = options.operation_timeout;
+        let task = Task {
+            shared: Arc::clone(&shared),
+            engine,
+            crowded,
+            interval: options.flush_interval,
+            timeout,
+            figures: Rollups::default(),
+        };
+        runtime.spawn(task.run());
+        let records = options.max_buffered_records.clamp(1, Semaphore::MAX_PERMITS);
+        let kib = u32::try_from(options.max_buffered_bytes / 1024).unwrap_or(u32::MAX >> 3).clamp(1, u32::MAX >> 3);
+        let bytes = Arc::new(Semaphore::new(usize::try_from(kib).unwrap_or(Semaphore::MAX_PERMITS)));
+        Self { shared, records: Arc::new(Semaphore::new(records)), bytes, max_kib: kib, timeout }
+    }
+
+    /// How many records wait to be written.
+    pub(super) fn len(&self) -> usize {
+        self.shared.queue().jobs.len()
+    }
+
+    fn push(&self, job: Job) {
+        let is_urgent = job.is_urgent();
+        let mut queue = self.shared.queue();
+        queue.jobs.push_back(job);
+        queue.urgent += usize::from(is_urgent);
+        let len = queue.jobs.len();
+        drop(queue);
+        // The task need not be woken for each: the first one starts the time that it waits for more.
+        if is_urgent || len == 1 || len == BATCH {
+            self.shared.wake.notify_one();
+        }
+    }
+
+    /// Waits for room in the buffer.
+    async fn room(&self, record: &InvocationRecord) -> Result<Room> {
+        let kib = u32::try_from(kept_bytes(record).div_ceil(1024)).unwrap_or(u32::MAX).min(self.max_kib);
+        let taking = async {
+            let records = Arc::clone(&self.records).acquire_owned().await.ok()?;
+            let bytes = match kib {
+                0 => None,
+                kib => Some(Arc::clone(&self.bytes).acquire_many_owned(kib).await.ok()?),
+            };
+            Some(Room { _records: records, _bytes: bytes })
+        };
+        match tokio::time::timeout(self.timeout, taking).await {
+            Ok(Some(room)) => Ok(room),
+            _ => {
+                let message = "the buffer of records is full and the database does not keep up \
+                               (max_buffered_records, max_buffered_bytes)";
+                Err(Error::new(ErrorKind::Store, message))
+            }
+        }
+    }
+
+    pub(super) async fn finish_buffered(&self, record: Arc<InvocationRecord>) -> Result<()> {
+        check_finish(&record)?;
+        let room = self.room(&record).await?;
+        self.push(Job::Keep { change: Change::Finish, record, reply: None, room: Some(room) });
+        Ok(())
+    }
+
+    pub(super) async fn finish_durable(&self, record: Arc<InvocationRecord>) -> Result<()> {
+        check_finish(&record)?;
+        self.commit(Change::Finish, record).await
+    }
+
+    pub(super) async fn begin(&self, record: Arc<InvocationRecord>) -> Result<()> {
+        check_begin(&record)?;
+        self.commit(Change::Begin, record).await
+    }
+
+    async fn commit(&self, change: Change, record: Arc<InvocationRecord>) -> Result<()> {
+        let room = Some(self.room(&record).await?);
+        let (reply, answer) = oneshot::channel();
+        self.push(Job::Keep { change, record, reply: Some(reply), room });
+        self.answer(answer).await
+    }
+
+    /// Waits until everything that has come so far is written.
+    pub(super) async fn flush(&self) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.push(Job::Flush(reply));
+        self.answer(answer).await
+    }
+
+    async fn answer(&self, answer: oneshot::Receiver<Result<()>>) -> Result<()> {
+        match tokio::time::timeout(self.timeout, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => {
+                let message = "the task that writes records has ended with its runtime";
+                Err(Error::new(ErrorKind::Store, message).with_delivery(Delivery::Unknown))
+            }
+            Err(_) => Err(Fault::TimedOut.into_error()),
+        }
+    }
+}
+
+struct Task {
+    shared: Arc<Shared>,
+    engine: Arc<dyn Engine>,
+    crowded: Arc<Crowded>,
+    interval: Duration,
+    timeout: Duration,
+    figures: Rollups,
+}
+
+/// What is written together, and who waits for it.
+struct Batch {
+    encoded: Vec<Encoded>,
+    replies: Vec<Option<Reply>>,
+    rooms: Vec<Option<Room>>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        while let Some(jobs) = self.next().await {
+            let (batch, flushes) = encode(jobs);
+            self.keep(batch).await;
+            for flush in flushes {
+                // Who waits no longer needs no answer.
+                let _ = flush.send(Ok(()));
+            }
+        }
+    }
+
+    /// What is to be written next; `None` once nothing more comes.
+    async fn next(&self) -> Option<Vec<Job>> {
+        let mut until = None;
+        loop {
+            {
+                let mut queue = self.shared.queue();
+                let Queue { jobs, urgent, closed } = &mut *queue;
+                let is_due = *urgent > 0 || *closed || jobs.len() >= BATCH;
+                if is_due || until.is_some_and(|until| Instant::now() >= until) {
+                    if jobs.is_empty() && *closed {
+                        return None;
+                    }
+                    let count = count(jobs);
+                    let taken: Vec<_> = jobs.drain(..count).collect();
+                    *urgent -= taken.iter().filter(|job| job.is_urgent()).count();
+                    return Some(taken);
+                }
+                if until.is_none() && !jobs.is_empty() {
+                    until = Some(Instant::now() + self.interval);
+                }
+            }
+            match until {
+                None => self.shared.wake.notified().await,
+                Some(until) => drop(tokio::time::timeout_at(until, self.shared.wake.notified()).await),
+            }
+        }
+    }
+
+    /// Writes a batch, until it is written or can't be.
+    async fn keep(&mut self, batch: Batch) {
+        let mut left = vec![batch];
+        while let Some(batch) = left.pop() {
+            if let Some(rest) = self.keep_together(batch).await {
+                left.extend(rest);
+            }
+        }
+    }
+
+    /// Writes a batch in one transaction. Gives it back in two halves where something in it can't be written.
+    async fn keep_together(&mut self, mut batch: Batch) -> Option<[Batch; 2]> {
+        let (mut pause, mut again) = (FIRST_PAUSE, false);
+        let mut closed_since = None;
+        loop {
+            if batch.encoded.is_empty() {
+                return None;
+            }
+            let attempt = tokio::time::timeout(self.timeout, self.attempt(&batch, again)).await;
+            let fault = match attempt.unwrap_or(Err(Fault::TimedOut)) {
+                Ok(written) => {
+                    self.figures.apply(written.figures);
+                    self.crowded.note(&written.ended);
+                    self.tell(batch, written.outcomes);
+                    return None;
+                }
+                Err(fault) => fault,
+            };
+            if !fault.is_transient() {
+                if let Some(halves) = batch.split() {
+                    return Some(halves);
+                }
+                batch.fail(&fault.into_error());
+                return None;
+            }
+            again |= fault.is_uncertain();
+            // The store is gone: it is not waited for much longer.
+            if self.shared.queue().closed && closed_since.get_or_insert_with(Instant::now).elapsed() > self.timeout {
+                batch.fail(&fault.into_error());
+                return None;
+            }
+            tracing::warn!(error = ?fault.into_error(), records = batch.encoded.len(), "records are not written yet");
+            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+            if !again {
+                batch.forget_given_up();
+            }
+        }
+    }
+
+    async fn attempt(&self, batch: &Batch, again: bool) -> Result<batch::Written, Fault> {
+        let mut session = self.engine.transaction().await?;
+        let written = batch::write(&mut *session, &batch.encoded, &self.figures, again).await?;
+        session.commit().await?;
+        Ok(written)
+    }
+
+    fn tell(&self, batch: Batch, outcomes: Vec<Result<()>>) {
+        let Batch { encoded, replies, rooms } = batch;
+        for ((encoded, reply), outcome) in encoded.into_iter().zip(replies).zip(outcomes) {
+            let has_begun = encoded.change == Change::Begin && outcome.is_ok();
+            let Some(reply) = reply else {
+                if let Err(error) = outcome {
+                    tracing::debug!(?error, "a record that was buffered is there already");
+                }
+                continue;
+            };
+            if reply.send(outcome).is_err() && has_begun {
+                // Nobody waited for it any more: as far as its caller knows it has not begun.
+                let job = Job::Keep { change: Change::Discard, record: encoded.record, reply: None, room: None };
+                self.shared.queue().jobs.push_back(job);
+            }
+        }
+        drop(rooms);
+    }
+}
+
+impl Batch {
+    /// Its two halves, if it has more than one record.
+    fn split(&mut self) -> Option<[Self; 2]> {
+        let half = self.encoded.len() / 2;
+        if half == 0 {
+            return None;
+        }
+        let (encoded, replies, rooms) =
+            (self.encoded.split_off(half), self.replies.split_off(half), self.rooms.split_off(half));
+        let first = std::mem::replace(self, Self { encoded: Vec::new(), replies: Vec::new(), rooms: Vec::new() });
+        // The last one is written first.
+        Some([Self { encoded, replies, rooms }, first])
+    }
+
+    /// Tells everybody that it can't be written.
+    fn fail(self, error: &Error) {
+        let lost = self.replies.iter().filter(|reply| reply.is_none()).count();
+        if lost > 0 {
+            metrics::counter!("function_gateway.records.lost").increment(u64::try_from(lost).unwrap_or(u64::MAX));
+            tracing::error!(?error, lost, "records of executions could not be kept");
+        }
+        for reply in self.replies.into_iter().flatten() {
+            let _ = reply.send(Err(error.clone()));
+        }
+    }
+
+    /// Leaves out what begins an execution that nobody waits for any more.
+    fn forget_given_up(&mut self) {
+        let mut kept = Self { encoded: Vec::new(), replies: Vec::new(), rooms: Vec::new() };
+        let Self { encoded, replies, rooms } =
+            std::mem::replace(self, Self { encoded: Vec::new(), replies: Vec::new(), rooms: Vec::new() });
+        for ((encoded, reply), room) in encoded.into_iter().zip(replies).zip(rooms) {
+            let is_given_up = encoded.change == Change::Begin && reply.as_ref().is_some_and(oneshot::Sender::is_closed);
+            if !is_given_up {
+                kept.encoded.push(encoded);
+                kept.replies.push(reply);
+                kept.rooms.push(room);
+            }
+        }
+        *self = kept;
+    }
+}
+
+/// How many jobs make one batch.
+fn count(jobs: &VecDeque<Job>) -> usize {
+    let mut bytes = 0;
+    let fitting = jobs.iter().take(BATCH).take_while(|job| {
+        let fits = bytes <= BATCH_BYTES;
+        if let Job::Keep { record, .. } = job {
+            bytes += kept_bytes(record);
+        }
+        fits
+    });
+    fitting.count()
+}
+
+fn encode(jobs: Vec<Job>) -> (Batch, Vec<Reply>) {
+    let mut batch = Batch { encoded: Vec::new(), replies: Vec::new(), rooms: Vec::new() };
+    let mut flushes = Vec::new();
+    for job in jobs {
+        if job.is_given_up() {
+            continue;
+        }
+        match job {
+            Job::Flush(reply) => flushes.push(reply),
+            Job::Keep { change, record, reply, room } => match Encoded::new(change, record) {
+                Ok(encoded) => {
+                    batch.encoded.push(encoded);
+                    batch.replies.push(reply);
+                    batch.rooms.push(room);
+                }
+                Err(fault) => {
+                    Batch { encoded: Vec::new(), replies: vec![reply], rooms: Vec::new() }.fail(&fault.into_error())
+                }
+            },
+        }
+    }
+    (batch, flushes)
+}
