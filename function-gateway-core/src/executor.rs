@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use http::HeaderMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,10 +18,11 @@ use crate::middleware::Endpoint;
 use crate::route::Serving;
 use crate::time::monotonic_now;
 use crate::{
-    Action, Body, CallContext, CallState, Cancellation, Delivery, DeploymentState, DriverRequest, Error, ErrorKind,
-    FunctionKey, FunctionRef, Gateway, Invocation, InvocationId, InvocationRecord, InvokeRequest, InvokeResponse,
-    LogSink, Next, Page, PageRequest, PayloadFormat, Qualifier, RecordFilter, Result, Retry, Scope, SecretBinding,
-    SecretDelivery, SecretVariable, Stage, Statistics, StatisticsQuery, TimedPhase, TraceParent, envelope,
+    Action, Body, BoxStream, CallContext, CallState, Cancellation, Delivery, DeploymentState, DriverRequest, Error,
+    ErrorKind, FunctionKey, FunctionRef, Gateway, Invocation, InvocationId, InvocationRecord, InvokeRequest,
+    InvokeResponse, LogSink, Next, Page, PageRequest, PayloadFormat, Qualifier, RecordFilter, Result, Retry, Scope,
+    SecretBinding, SecretDelivery, SecretVariable, Stage, Statistics, StatisticsQuery, TimedPhase, TraceParent,
+    envelope,
 };
 
 /// Executes functions, and reads what is kept of executions.
@@ -69,6 +70,31 @@ pub trait FunctionExecutor: std::fmt::Debug + Send + Sync + 'static {
 /// Conveniences on every [`FunctionExecutor`].
 #[async_trait]
 pub trait FunctionExecutorExt: FunctionExecutor {
+    /// Writes the records of a tenant's executions as JSON lines (one JSON object and a line feed for each), newest first, as
+    /// the stream is read: memory does not grow with the number of records. A chunk ends with a line.
+    ///
+    /// A record that can't be read is a line `{"unreadable": {"id": "...", "reason": "..."}}`. Records that come in while the
+    /// stream is read are not in it.
+    ///
+    /// # Errors
+    /// Those of [`executions`](FunctionExecutor::executions), which end the stream.
+    fn export_executions<'a>(&'a self, cx: &'a CallContext, filter: &'a RecordFilter) -> BoxStream<'a, Result<Bytes>> {
+        const PAGE: usize = 256;
+        Box::pin(stream::try_unfold(Some(PageRequest::first(PAGE)), move |request| async move {
+            let Some(request) = request else { return Ok(None) };
+            let page = self.executions(cx, filter, &request).await?;
+            let mut lines = Vec::new();
+            for record in &page.items {
+                json_line(&mut lines, &**record)?;
+            }
+            for row in &page.unreadable {
+                let about = serde_json::json!({"unreadable": {"id": row.id, "reason": row.reason}});
+                json_line(&mut lines, &about)?;
+            }
+            Ok(Some((Bytes::from(lines), page.next.map(|next| request.after(next)))))
+        }))
+    }
+
     /// Executes a function with a value as JSON and reads its result as JSON.
     ///
     /// # Errors
@@ -101,6 +127,13 @@ pub trait FunctionExecutorExt: FunctionExecutor {
 }
 
 impl<E: FunctionExecutor + ?Sized> FunctionExecutorExt for E {}
+
+fn json_line(lines: &mut Vec<u8>, value: &impl Serialize) -> Result<()> {
+    serde_json::to_writer(&mut *lines, value)
+        .map_err(|error| Error::new(ErrorKind::Internal, "a record can't be written as JSON").with_source(error))?;
+    lines.push(b'\n');
+    Ok(())
+}
 
 #[async_trait]
 impl FunctionExecutor for Gateway {

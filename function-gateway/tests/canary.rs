@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use function_gateway::store::memory::MemoryStore;
+use function_gateway::store::sql::SqlStore;
 use function_gateway::{
     Body, DriverRequest, Error, ErrorKind, FaasDriver as _, FunctionExecutor as _, FunctionExecutorExt as _,
-    FunctionFailure, FunctionManager as _, FunctionSpec, Gateway, InvokeRequest, InvokeResponse, KeepPayloads,
-    LogQuery, LogSink, MemoryAuditLog, MemorySecrets, PayloadFormat, Precondition, RecordMode, Result, RetryPolicy,
-    Secret, SecretBinding, SecretChain, Violation,
+    FunctionFailure, FunctionManager as _, FunctionSpec, Gateway, InvocationStore as _, InvokeRequest, InvokeResponse,
+    KeepPayloads, LogQuery, LogSink, MemoryAuditLog, MemorySecrets, PayloadFormat, Precondition, RecordMode, Result,
+    RetryPolicy, Secret, SecretBinding, SecretChain, Violation,
 };
 use function_gateway_local_process::{LocalProcess, LocalProcessConfig};
 use function_gateway_secrets::{Secrets, SecretsOptions};
@@ -241,6 +242,44 @@ async fn a_process_that_echoes_its_secret() {
             setup.assert_clean().await;
             setup.delete().await;
         }
+    }
+}
+
+/// Nothing of it gets into the files of a database, where the log of writes would keep it for long.
+#[tokio::test]
+async fn a_database_of_a_gateway_whose_functions_echo_their_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqlStore::open(&format!("sqlite:{}", folder.path().join("gateway.db").display())).await.unwrap();
+    let provider = MemorySecrets::new();
+    provider.set("acme".parse().unwrap(), "token".parse().unwrap(), Secret::new(CANARY));
+    let secrets = Secrets::new(SecretChain::new(vec![Arc::new(provider) as _]), SecretsOptions::default());
+    let gateway = Gateway::builder()
+        .store(Arc::new(store.clone()))
+        .driver("local".parse().unwrap(), Arc::new(LocalProcess::new(LocalProcessConfig::new()).unwrap()))
+        .middleware_for_all(Arc::new(secrets))
+        .build()
+        .await
+        .unwrap();
+    let script = "printf %s \"$TOKEN\"; printf %s \"$TOKEN\" >&2; exit 3";
+    for (number, way) in ways().enumerate() {
+        let name = name(&format!("f{number}"));
+        gateway.create(&cx(), &name, kept(in_env(sh(script)), way)).await.unwrap();
+        let request = InvokeRequest::new(CANARY).with_query("token=zQ7");
+        let answer = gateway.invoke(&cx(), &name.into(), request).await.unwrap();
+        match answer.body.collect(1000).await {
+            Ok(body) => assert_eq!(body, CANARY),
+            // A stream tells at its end how the process ended.
+            Err(error) => assert_error_clean("the body's end", &error),
+        }
+    }
+    store.flush().await.unwrap();
+    let kept = records(&gateway).await;
+    assert!(kept.len() == 4 && kept.iter().all(|record| record.logs.is_some() && record.result.is_some()));
+    gateway.shutdown(Duration::from_secs(10)).await.unwrap();
+    let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
+    assert!(!files.is_empty());
+    for file in files {
+        assert_clean(&file.display().to_string(), &String::from_utf8_lossy(&std::fs::read(&file).unwrap()));
     }
 }
 

@@ -15,6 +15,9 @@ mod records;
 mod retention;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(test)]
+#[cfg(feature = "sqlite")]
+mod tests;
 mod writer;
 
 use std::fmt;
@@ -86,6 +89,11 @@ impl Default for SqlStoreOptions {
 }
 
 impl SqlStoreOptions {
+    /// How long a connection is waited for: not quite as long as an operation may take, so that its error says so.
+    fn acquire_timeout(&self) -> Duration {
+        self.operation_timeout.mul_f64(0.9)
+    }
+
     /// Sets how many connections there are at most.
     #[must_use]
     pub fn with_max_connections(mut self, count: u32) -> Self {
@@ -219,7 +227,7 @@ impl SqlStore {
     pub async fn connect(url: &str, options: SqlStoreOptions) -> Result<Self> {
         let runtime = options.runtime.clone().map_or_else(current_runtime, Ok)?;
         let opening = async {
-            let Connected { engine, undurable } = connect(url, &options).await?;
+            let Connected { engine, undurable } = connect(url, &options, &runtime).await?;
             let engine: Arc<dyn Engine> = Arc::from(engine);
             let gateway = migrate::migrate(&*engine, options.gateway.as_ref()).await?;
             Ok::<_, Fault>((engine, undurable, gateway))
@@ -299,11 +307,11 @@ fn current_runtime() -> Result<Handle> {
     })
 }
 
-async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Connected, Fault> {
+async fn connect(url: &str, options: &SqlStoreOptions, runtime: &Handle) -> Result<Connected, Fault> {
     let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
     match scheme {
         #[cfg(feature = "sqlite")]
-        "sqlite" => sqlite::connect(url.trim_start_matches("sqlite:"), options).await,
+        "sqlite" => sqlite::connect(url.trim_start_matches("sqlite:"), options, runtime).await,
         #[cfg(feature = "postgres")]
         "postgres" | "postgresql" => postgres::connect(url, options).await,
         #[cfg(feature = "mysql")]

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use function_gateway_core::{
-    Durability, Error, ErrorClass, ErrorKind, FunctionExecutor as _, FunctionManager as _, FunctionSpec, GatewayConfig,
-    InvocationId, InvocationRecord, InvocationState, InvocationStore, InvokeRequest, KeepPayloads, Page, PageRequest,
-    Precondition, RecordFilter, RecordMode, Result, Retention, Statistics, StatisticsQuery, TenantId, TimedPhase,
-    Timestamp,
+    Durability, Error, ErrorClass, ErrorKind, FunctionExecutor as _, FunctionExecutorExt as _, FunctionManager as _,
+    FunctionSpec, GatewayConfig, InvocationId, InvocationRecord, InvocationState, InvocationStore, InvokeRequest,
+    KeepPayloads, Page, PageRequest, Precondition, RecordFilter, RecordMode, Result, Retention, Statistics,
+    StatisticsQuery, TenantId, TimedPhase, Timestamp,
 };
 use function_gateway_testkit::{Gate, Handler, Op};
+use futures_util::StreamExt as _;
 use http::StatusCode;
 
 use crate::common::{Setup, cx, function, gateway, gateway_with, name, soon, spec};
@@ -299,4 +300,22 @@ async fn a_record_is_kept_although_its_caller_goes_away_while_it_is_written() {
         let records = records(&setup).await;
         assert_eq!((records.len(), records[0].state), (1, InvocationState::Succeeded));
     }
+}
+
+#[tokio::test]
+async fn records_are_exported_as_json_lines() {
+    let setup = gateway().await;
+    setup.gateway.create(&cx(), &name("f"), spec()).await.unwrap();
+    for _ in 0..300 {
+        invoke(&setup, "x").await.unwrap();
+    }
+    let (cx, filter) = (cx(), RecordFilter::default());
+    let chunks: Vec<_> = setup.gateway.export_executions(&cx, &filter).map(Result::unwrap).collect().await;
+    assert!(chunks.len() > 1 && chunks.iter().all(|chunk| chunk.ends_with(b"\n")));
+    let text = String::from_utf8(chunks.concat()).unwrap();
+    let exported: Vec<InvocationRecord> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let page = PageRequest::first(PageRequest::MAX_LIMIT);
+    let listed = setup.gateway.executions(&cx, &filter, &page).await.unwrap().items;
+    assert_eq!(exported.len(), 300);
+    assert!(exported.iter().zip(&listed).all(|(exported, listed)| *exported == **listed));
 }

@@ -1,13 +1,19 @@
 //! A database for each test, gone after it.
 
 use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Duration;
 
-use function_gateway_core::FunctionId;
 use function_gateway_core::store::sql::{SqlStore, SqlStoreOptions};
-use sqlx::{Connection as _, Executor as _};
+use function_gateway_core::{
+    DriverRef, Function, FunctionId, FunctionKey, FunctionSpec, Generation, InvocationId, InvocationRecord,
+    InvocationState, ProcessWorkload, Revision, RevisionReason, TenantId, Timestamp,
+};
+use sqlx::{Connection as _, MySqlConnection, PgConnection, SqliteConnection};
 
-pub(crate) const POSTGRES: &str = "FUNCTION_GATEWAY_TEST_POSTGRES_URL";
-pub(crate) const MYSQL: &str = "FUNCTION_GATEWAY_TEST_MYSQL_URL";
+/// Name servers on which a test may make databases; `cargo xtask test` starts some where they are not set.
+const POSTGRES: &str = "FUNCTION_GATEWAY_TEST_POSTGRES_URL";
+const MYSQL: &str = "FUNCTION_GATEWAY_TEST_MYSQL_URL";
 
 thread_local! {
     /// What goes when the test does, which has a thread of its own.
@@ -17,40 +23,72 @@ thread_local! {
 /// A database of a test.
 #[derive(Debug)]
 pub(crate) enum Database {
-    File(tempfile::TempDir),
+    Sqlite(tempfile::TempDir),
     Postgres { server: String, name: String },
     Mysql { server: String, name: String },
 }
 
 impl Database {
-    pub(crate) fn file() -> Self {
-        Self::File(tempfile::tempdir().unwrap())
+    pub(crate) fn sqlite() -> Self {
+        Self::Sqlite(tempfile::tempdir().unwrap())
     }
 
     pub(crate) async fn postgres() -> Self {
-        let (server, name) = (server(POSTGRES), name());
-        let mut admin = sqlx::PgConnection::connect(&server).await.unwrap();
-        admin.execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.unwrap();
-        admin.close().await.unwrap();
+        Self::postgres_on(variable(POSTGRES)).await
+    }
+
+    pub(crate) async fn postgres_on(server: String) -> Self {
+        let name = name();
+        execute_on(&server, &format!("CREATE DATABASE {name}")).await.unwrap();
         Self::Postgres { server, name }
     }
 
     pub(crate) async fn mysql() -> Self {
-        let (server, name) = (server(MYSQL), name());
-        let mut admin = sqlx::MySqlConnection::connect(&server).await.unwrap();
-        admin.execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.unwrap();
-        admin.close().await.unwrap();
+        let (server, name) = (variable(MYSQL), name());
+        execute_on(&server, &format!("CREATE DATABASE {name}")).await.unwrap();
         Self::Mysql { server, name }
     }
 
     pub(crate) fn url(&self) -> String {
         match self {
-            Self::File(folder) => format!("sqlite:{}", folder.path().join("gateway.db").display()),
+            Self::Sqlite(folder) => format!("sqlite:{}", folder.path().join("gateway.db").display()),
             Self::Postgres { server, name } | Self::Mysql { server, name } => {
-                let (server, query) =
-                    server.split_once('?').map_or((server.as_str(), ""), |(server, query)| (server, query));
+                let (server, query) = server.split_once('?').unwrap_or((server, ""));
                 let (host, _) = server.rsplit_once('/').unwrap();
                 format!("{host}/{name}?{query}")
+            }
+        }
+    }
+
+    /// Does something that the store knows nothing of.
+    pub(crate) async fn execute(&self, statement: &str) {
+        execute_on(&self.url(), statement).await.unwrap();
+    }
+
+    /// Keeps everybody else from writing until it is dropped.
+    pub(crate) async fn lock(&self) -> Lock {
+        let url = self.url();
+        match self {
+            Self::Sqlite(_) => {
+                let mut connection = SqliteConnection::connect(&url).await.unwrap();
+                sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.unwrap();
+                Lock::Sqlite(connection)
+            }
+            Self::Postgres { .. } => {
+                let mut connection = PgConnection::connect(&url).await.unwrap();
+                sqlx::raw_sql("BEGIN; LOCK TABLE fg_invocations, fg_functions IN ACCESS EXCLUSIVE MODE")
+                    .execute(&mut connection)
+                    .await
+                    .unwrap();
+                Lock::Postgres(connection)
+            }
+            Self::Mysql { .. } => {
+                let mut connection = MySqlConnection::connect(&url).await.unwrap();
+                sqlx::raw_sql("LOCK TABLES fg_invocations WRITE, fg_functions WRITE")
+                    .execute(&mut connection)
+                    .await
+                    .unwrap();
+                Lock::Mysql(connection)
             }
         }
     }
@@ -61,32 +99,50 @@ impl Database {
     }
 }
 
+pub(crate) enum Lock {
+    Sqlite(SqliteConnection),
+    Postgres(PgConnection),
+    Mysql(MySqlConnection),
+}
+
+impl Lock {
+    pub(crate) async fn release(self) {
+        match self {
+            Self::Sqlite(connection) => connection.close().await.unwrap(),
+            Self::Postgres(connection) => connection.close().await.unwrap(),
+            Self::Mysql(connection) => connection.close().await.unwrap(),
+        }
+    }
+}
+
+async fn execute_on(url: &str, statement: &str) -> sqlx::Result<()> {
+    let file = format!("{url}?mode=rwc");
+    let statement = sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned()));
+    match url.split(':').next().unwrap() {
+        "sqlite" => statement.execute(&mut SqliteConnection::connect(&file).await?).await.map(|_| ()),
+        "mysql" => statement.execute(&mut MySqlConnection::connect(url).await?).await.map(|_| ()),
+        _ => statement.execute(&mut PgConnection::connect(url).await?).await.map(|_| ()),
+    }
+}
+
 impl Drop for Database {
     fn drop(&mut self) {
-        let (server, name) = match self {
-            Self::File(_) => return,
-            Self::Postgres { server, name } => (server.clone(), format!("{name} WITH (FORCE)")),
-            Self::Mysql { server, name } => (server.clone(), name.clone()),
+        let (server, statement) = match self {
+            Self::Sqlite(_) => return,
+            Self::Postgres { server, name } => (server.clone(), format!("DROP DATABASE {name} WITH (FORCE)")),
+            Self::Mysql { server, name } => (server.clone(), format!("DROP DATABASE {name}")),
         };
-        let is_postgres = matches!(self, Self::Postgres { .. });
-        let drop_it = async move {
-            let statement = sqlx::AssertSqlSafe(format!("DROP DATABASE {name}"));
-            match is_postgres {
-                true => sqlx::PgConnection::connect(&server).await?.execute(statement).await.map(|_| ()),
-                false => sqlx::MySqlConnection::connect(&server).await?.execute(statement).await.map(|_| ()),
-            }
-        };
-        // Whatever runtime the test has, it is over by now.
+        // Whatever runtime the test has, it may be over by now.
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let dropped = std::thread::spawn(move || runtime().block_on(drop_it)).join();
+        let dropped = std::thread::spawn(move || runtime().block_on(execute_on(&server, &statement))).join();
         if let Ok(Err(error)) = dropped {
             eprintln!("a database of a test is left behind: {error}");
         }
     }
 }
 
-fn server(variable: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} names no server; `cargo xtask test` starts one"))
+pub(crate) fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set; `cargo xtask test` starts servers and sets it"))
 }
 
 fn name() -> String {
@@ -98,20 +154,40 @@ pub(crate) fn options() -> SqlStoreOptions {
     SqlStoreOptions::default().with_max_connections(4)
 }
 
-async fn open(database: Database) -> SqlStore {
-    let store = SqlStore::connect(&database.url(), options()).await.unwrap();
+pub(crate) async fn open(database: &Database, options: SqlStoreOptions) -> SqlStore {
+    SqlStore::connect(&database.url(), options).await.unwrap()
+}
+
+/// A store on a database that goes when the test's thread does.
+pub(crate) async fn opened(database: Database) -> SqlStore {
+    let store = open(&database, options()).await;
     database.keep();
     store
 }
 
-pub(crate) async fn sqlite() -> SqlStore {
-    open(Database::file()).await
+pub(crate) fn tenant() -> TenantId {
+    "acme".parse().unwrap()
 }
 
-pub(crate) async fn postgres() -> SqlStore {
-    open(Database::postgres().await).await
+/// A function with its first revision.
+pub(crate) fn function(name: &str) -> (Function, Revision) {
+    let key = FunctionKey::new(tenant(), name.parse().unwrap());
+    let spec = FunctionSpec::new("local".parse().unwrap(), ProcessWorkload::new("cat"));
+    let created = (Timestamp::now(), "ann".parse().unwrap());
+    let reason = RevisionReason::Created;
+    let revision = Revision::new(key, FunctionId::generate(), Generation::FIRST, spec, created, reason);
+    (Function::new(&revision, DriverRef::new("v1")), revision)
 }
 
-pub(crate) async fn mysql() -> SqlStore {
-    open(Database::mysql().await).await
+/// The record of an execution that has ended.
+pub(crate) fn ended(revision: &Revision) -> Arc<InvocationRecord> {
+    let now = Timestamp::now();
+    let mut record = InvocationRecord::new(InvocationId::generate(), revision, "bob".parse().unwrap(), now);
+    record.state = InvocationState::Succeeded;
+    record.finished_at = Some(now.plus(Duration::from_millis(1)));
+    Arc::new(record)
+}
+
+pub(crate) fn running(revision: &Revision) -> Arc<InvocationRecord> {
+    Arc::new(InvocationRecord::new(InvocationId::generate(), revision, "bob".parse().unwrap(), Timestamp::now()))
 }

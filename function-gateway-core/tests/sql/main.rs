@@ -1,43 +1,179 @@
 //! The SQL stores, each on its own database.
+//!
+//! What needs a server is below `on_server`; `cargo xtask test` starts servers and runs it, and
+//! [`common`] has the variables that name others.
 
 #[cfg(test)]
 mod common;
+#[cfg(test)]
+mod crashes;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod migrations;
+#[cfg(test)]
+mod recording;
 
 #[cfg(test)]
 mod on_sqlite {
-    use crate::common::sqlite;
+    use crate::common::{Database, opened};
+    use crate::{crashes, faults, migrations, recording};
 
-    function_gateway_testkit::function_store_conformance!(sqlite());
-    function_gateway_testkit::invocation_store_conformance!(sqlite());
+    function_gateway_testkit::function_store_conformance!(opened(Database::sqlite()));
+    function_gateway_testkit::invocation_store_conformance!(opened(Database::sqlite()));
+
+    #[tokio::test]
+    async fn a_row_that_cant_be_read_breaks_no_list() {
+        faults::a_row_that_cant_be_read_breaks_no_list(Database::sqlite()).await;
+    }
+
+    #[tokio::test]
+    async fn several_processes_open_a_new_database_at_once() {
+        migrations::several_processes_open_a_new_database_at_once(Database::sqlite()).await;
+    }
+
+    #[tokio::test]
+    async fn tables_of_a_later_version_are_used_as_far_as_they_allow() {
+        migrations::tables_of_a_later_version_are_used_as_far_as_they_allow(Database::sqlite()).await;
+    }
+
+    #[tokio::test]
+    async fn every_released_version_is_brought_up_to_date_with_its_data() {
+        migrations::every_released_version_is_brought_up_to_date_with_its_data(Database::sqlite()).await;
+    }
+
+    #[tokio::test]
+    async fn a_commit_is_seen_by_another_process_when_it_answers() {
+        recording::a_commit_is_seen_by_another_process_when_it_answers(Database::sqlite()).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_buffered_is_written_when_a_gateway_shuts_down() {
+        recording::what_is_buffered_is_written_when_a_gateway_shuts_down(Database::sqlite()).await;
+    }
+
+    #[tokio::test]
+    async fn a_full_buffer_makes_calls_wait_and_loses_nothing() {
+        recording::a_full_buffer_makes_calls_wait_and_loses_nothing(Database::sqlite()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_recorder_that_is_killed_loses_nothing_that_it_acknowledged() {
+        crashes::a_recorder_that_is_killed(Database::sqlite(), 5).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "takes long: cargo xtask soak"]
+    async fn soak_recorders_that_are_killed() {
+        crashes::a_recorder_that_is_killed(Database::sqlite(), crashes::soak_count()).await;
+    }
+}
+
+/// The same on a server.
+macro_rules! on_server {
+    ($module:ident, $database:expr, $needs:literal) => {
+        mod $module {
+            use crate::common::{Database, opened};
+            use crate::{crashes, faults, migrations, recording};
+
+            function_gateway_testkit::function_store_conformance!(
+                #[ignore = $needs]
+                opened($database.await)
+            );
+            function_gateway_testkit::invocation_store_conformance!(
+                #[ignore = $needs]
+                opened($database.await)
+            );
+
+            #[tokio::test]
+            #[ignore = $needs]
+            async fn a_row_that_cant_be_read_breaks_no_list() {
+                faults::a_row_that_cant_be_read_breaks_no_list($database.await).await;
+            }
+
+            #[tokio::test]
+            #[ignore = $needs]
+            async fn who_may_not_gets_an_error_without_the_password() {
+                faults::who_may_not_gets_an_error_without_the_password($database.await).await;
+            }
+
+            #[tokio::test]
+            #[ignore = $needs]
+            async fn failures_of_the_database_are_typed_and_repeated_where_that_is_safe() {
+                faults::failures_of_the_database_are_typed_and_repeated_where_that_is_safe($database.await).await;
+            }
+
+            #[tokio::test]
+            #[ignore = $needs]
+            async fn a_pool_that_is_exhausted_says_so_and_recovers() {
+                faults::a_pool_that_is_exhausted_says_so_and_recovers($database.await).await;
+            }
+
+            #[tokio::test]
+            #[ignore = $needs]
+            async fn several_processes_open_a_new_database_at_once() {
+                migrations::several_processes_open_a_new_database_at_once($database.await).await;
+            }
+
+            #[tokio::test]
+            #[ignore = $needs]
+            async fn tables_of_a_later_version_are_used_as_far_as_they_allow() {
+                migrations::tables_of_a_later_version_are_used_as_far_as_they_allow($database.await).await;
+            }
+
+            #[tokio::test]
+            #[ignore = $needs]
+            async fn every_released_version_is_brought_up_to_date_with_its_data() {
+                migrations::every_released_version_is_brought_up_to_date_with_its_data($database.await).await;
+            }
+
+            #[tokio::test]
+            #[ignore = $needs]
+            async fn a_commit_is_seen_by_another_process_when_it_answers() {
+                recording::a_commit_is_seen_by_another_process_when_it_answers($database.await).await;
+            }
+
+            #[tokio::test]
+            #[ignore = $needs]
+            async fn what_is_buffered_is_written_when_a_gateway_shuts_down() {
+                recording::what_is_buffered_is_written_when_a_gateway_shuts_down($database.await).await;
+            }
+
+            #[tokio::test]
+            #[ignore = $needs]
+            async fn a_full_buffer_makes_calls_wait_and_loses_nothing() {
+                recording::a_full_buffer_makes_calls_wait_and_loses_nothing($database.await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            #[ignore = $needs]
+            async fn a_recorder_that_is_killed_loses_nothing_that_it_acknowledged() {
+                crashes::a_recorder_that_is_killed($database.await, 5).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            #[ignore = "takes long: cargo xtask soak"]
+            async fn soak_recorders_that_are_killed() {
+                crashes::a_recorder_that_is_killed($database.await, crashes::soak_count()).await;
+            }
+        }
+    };
 }
 
 #[cfg(test)]
 mod on_server {
-    //! Servers are started by `cargo xtask test`, or named by the variables of `common`.
+    on_server!(postgres, Database::postgres(), "needs PostgreSQL: cargo xtask test");
+    on_server!(mysql, Database::mysql(), "needs MariaDB: cargo xtask test");
 
-    mod postgres {
-        use crate::common::postgres;
-
-        function_gateway_testkit::function_store_conformance!(
-            #[ignore = "needs PostgreSQL: cargo xtask test"]
-            postgres()
-        );
-        function_gateway_testkit::invocation_store_conformance!(
-            #[ignore = "needs PostgreSQL: cargo xtask test"]
-            postgres()
-        );
+    #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "needs PostgreSQL: cargo xtask test"]
+    async fn a_server_that_is_killed_loses_nothing_and_is_used_again() {
+        crate::crashes::a_server_that_is_killed(5).await;
     }
 
-    mod mysql {
-        use crate::common::mysql;
-
-        function_gateway_testkit::function_store_conformance!(
-            #[ignore = "needs MariaDB: cargo xtask test"]
-            mysql()
-        );
-        function_gateway_testkit::invocation_store_conformance!(
-            #[ignore = "needs MariaDB: cargo xtask test"]
-            mysql()
-        );
+    #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "takes long: cargo xtask soak"]
+    async fn soak_servers_that_are_killed() {
+        crate::crashes::a_server_that_is_killed(crate::crashes::soak_count()).await;
     }
 }

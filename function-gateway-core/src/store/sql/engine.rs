@@ -337,15 +337,9 @@ impl Row {
     }
 }
 
-/// Makes what a pool of an engine gives a [`Session`]. The module has `bind`, `cell` and `fault` for its engine.
-macro_rules! sessions {
-    ($database:ty) => {
-        sessions!(@session $database, sqlx::pool::PoolConnection<$database>, |_connection| Ok(()));
-        sessions!(@session $database, sqlx::Transaction<'static, $database>, |transaction| {
-            sqlx::Transaction::commit(*transaction).await.map_err(|error| fault(error).at_commit())
-        });
-    };
-    (@session $database:ty, $session:ty, |$self_:ident| $commit:expr) => {
+/// Makes what derefs to a connection of an engine a [`Session`]. The module has `bind`, `cell` and `fault` for its engine.
+macro_rules! session {
+    ($database:ty, $session:ty, |$self_:ident| $commit:expr) => {
         #[async_trait]
         impl Session for $session {
             fn dialect(&self) -> &'static Dialect {
@@ -383,7 +377,7 @@ macro_rules! sessions {
         }
     };
 }
-pub(super) use sessions;
+pub(super) use session;
 
 #[cfg(test)]
 mod tests {

@@ -23,6 +23,8 @@ pub(super) enum FaultKind {
     Denied,
     /// There is no such database.
     NoDatabase,
+    /// Its file can't be opened.
+    NoFile,
     /// Its disk, or the room that it was given, is full.
     Full,
     /// It does not take a value.
@@ -44,6 +46,7 @@ impl FaultKind {
             | Self::NoTable
             | Self::Denied
             | Self::NoDatabase
+            | Self::NoFile
             | Self::Value
             | Self::Damaged
             | Self::ReadOnly
@@ -62,6 +65,7 @@ impl FaultKind {
             Self::NoTable => "the database lacks a table of the gateway",
             Self::Denied => "the database refuses access: check user, password and rights",
             Self::NoDatabase => "the server has no database of this name",
+            Self::NoFile => "the database's file can't be opened: check that its folder is there and may be written to",
             Self::Full => "the database has no room left",
             Self::Value => "the database does not take a value: it is too long, or not of its type",
             Self::Damaged => "the file is no database, or is damaged",
@@ -172,9 +176,11 @@ impl Fault {
             Self::Database { kind, error, .. } => {
                 let kind_of_error = match kind {
                     FaultKind::Value => ErrorKind::InvalidArgument,
-                    FaultKind::Denied | FaultKind::NoDatabase | FaultKind::NoTable | FaultKind::Damaged => {
-                        ErrorKind::Misconfigured
-                    }
+                    FaultKind::Denied
+                    | FaultKind::NoDatabase
+                    | FaultKind::NoFile
+                    | FaultKind::NoTable
+                    | FaultKind::Damaged => ErrorKind::Misconfigured,
                     _ => ErrorKind::Store,
                 };
                 let retry = if kind.is_transient() { Retry::Transient } else { Retry::Never };

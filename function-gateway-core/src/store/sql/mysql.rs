@@ -9,12 +9,13 @@ use sqlx::mysql::{
     MySql, MySqlArguments, MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlPool, MySqlPoolOptions,
     MySqlRow,
 };
+use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
-use sqlx::{Executor as _, Row as _, TypeInfo as _, ValueRef as _};
+use sqlx::{ConnectOptions as _, Executor as _, Row as _, Transaction, TypeInfo as _, ValueRef as _};
 
 use super::SqlStoreOptions;
 use super::engine::{
-    Cell, Connected, Dialect, Engine, Migration, Row, Session, Statement, TakeRow, Upsert, Value, sessions,
+    Cell, Connected, Dialect, Engine, Migration, Row, Session, Statement, TakeRow, Upsert, Value, session,
 };
 use super::fault::{Fault, FaultKind};
 
@@ -38,7 +39,9 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Conn
     let server: MySqlConnectOptions = url.parse().map_err(|error| super::unreadable_url(&error))?;
     let pool = MySqlPoolOptions::new()
         .max_connections(options.max_connections.max(2))
-        .acquire_timeout(options.operation_timeout)
+        .acquire_timeout(options.acquire_timeout())
+        // One that turns out to be broken is replaced, which is cheaper than to ask each time.
+        .test_before_acquire(false)
         .after_connect(|connection, _| {
             Box::pin(async move {
                 // What is locked for a change is what is changed, and not the gaps beside it.
@@ -46,7 +49,7 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Conn
                 Ok(())
             })
         })
-        .connect_with(server)
+        .connect_with(server.disable_statement_logging())
         .await
         // A new pool is not full: it could not connect.
         .map_err(|error| fault(error).unless_full(false))?;
@@ -100,7 +103,10 @@ fn cell(row: &MySqlRow, column: usize) -> Result<Cell, String> {
     cell.map_err(|error| error.to_string())
 }
 
-sessions!(MySql);
+session!(MySql, PoolConnection<MySql>, |_connection| Ok(()));
+session!(MySql, Transaction<'static, MySql>, |transaction| {
+    Transaction::commit(*transaction).await.map_err(|error| fault(error).at_commit())
+});
 
 /// A connection of its own that holds the lock of migrations; closing it gives the lock back.
 struct Locked(MySqlConnection);
@@ -119,7 +125,7 @@ impl DerefMut for Locked {
     }
 }
 
-sessions!(@session MySql, Locked, |_connection| Ok(()));
+session!(MySql, Locked, |_connection| Ok(()));
 
 impl MysqlEngine {
     fn refused(&self, error: sqlx::Error) -> Fault {

@@ -3,13 +3,14 @@
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
 use sqlx::error::DatabaseError;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{Executor as _, Postgres, Row as _, TypeInfo as _, ValueRef as _};
+use sqlx::{ConnectOptions as _, Executor as _, Postgres, Row as _, Transaction, TypeInfo as _, ValueRef as _};
 
 use super::SqlStoreOptions;
 use super::engine::{
-    Cell, Connected, Dialect, Engine, Migration, Row, Session, Statement, TakeRow, Upsert, Value, sessions,
+    Cell, Connected, Dialect, Engine, Migration, Row, Session, Statement, TakeRow, Upsert, Value, session,
 };
 use super::fault::{Fault, FaultKind};
 
@@ -33,7 +34,9 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Conn
     let server: PgConnectOptions = url.parse().map_err(|error| super::unreadable_url(&error))?;
     let pool = PgPoolOptions::new()
         .max_connections(options.max_connections.max(2))
-        .acquire_timeout(options.operation_timeout)
+        .acquire_timeout(options.acquire_timeout())
+        // One that turns out to be broken is replaced, which is cheaper than to ask each time.
+        .test_before_acquire(false)
         .after_connect(|connection, _| {
             Box::pin(async move {
                 // A server may be set up to answer a commit before it is on the disk.
@@ -43,7 +46,7 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Conn
                 Ok(())
             })
         })
-        .connect_with(server.application_name("function-gateway"))
+        .connect_with(server.application_name("function-gateway").disable_statement_logging())
         .await
         // A new pool is not full: it could not connect.
         .map_err(|error| fault(error).unless_full(false))?;
@@ -99,7 +102,10 @@ fn cell(row: &PgRow, column: usize) -> Result<Cell, String> {
     cell.map_err(|error| error.to_string())
 }
 
-sessions!(Postgres);
+session!(Postgres, PoolConnection<Postgres>, |_connection| Ok(()));
+session!(Postgres, Transaction<'static, Postgres>, |transaction| {
+    Transaction::commit(*transaction).await.map_err(|error| fault(error).at_commit())
+});
 
 impl PostgresEngine {
     fn refused(&self, error: sqlx::Error) -> Fault {

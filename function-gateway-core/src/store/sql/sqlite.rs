@@ -6,18 +6,21 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
 use sqlx::error::DatabaseError;
+use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
     SqliteSynchronous,
 };
-use sqlx::{Row as _, Sqlite, TypeInfo as _, ValueRef as _};
+use sqlx::{ConnectOptions as _, Row as _, Sqlite, TypeInfo as _, ValueRef as _};
+use tokio::runtime::Handle;
 
 use super::SqlStoreOptions;
 use super::engine::{
-    Cell, Connected, Dialect, Engine, Migration, Row, Session, Statement, TakeRow, Upsert, Value, sessions,
+    Cell, Connected, Dialect, Engine, Migration, Row, Session, Statement, TakeRow, Upsert, Value, session,
 };
 use super::fault::{Fault, FaultKind};
+use crate::{Error, ErrorKind};
 
 static DIALECT: Dialect = Dialect {
     engine: "sqlite",
@@ -35,13 +38,20 @@ static MIGRATIONS: [Migration; 1] =
 struct SqliteEngine {
     writer: SqlitePool,
     readers: SqlitePool,
+    runtime: Handle,
 }
 
 /// Opens a database by what follows `sqlite:` in its URL.
-pub(super) async fn connect(location: &str, options: &SqlStoreOptions) -> Result<Connected, Fault> {
+pub(super) async fn connect(location: &str, options: &SqlStoreOptions, runtime: &Handle) -> Result<Connected, Fault> {
     let location = location.trim_start_matches("//");
+    if location.is_empty() || location.contains('?') {
+        let message =
+            "the URL of a store in SQLite is sqlite: and the path of a file, or sqlite::memory:, without parameters";
+        return Err(Error::new(ErrorKind::InvalidArgument, message).into());
+    }
     let in_memory = location == ":memory:";
     let file = SqliteConnectOptions::new()
+        .disable_statement_logging()
         .create_if_missing(true)
         .busy_timeout(options.operation_timeout)
         // A commit is on the disk when it answers, whatever happens to the machine then.
@@ -52,7 +62,8 @@ pub(super) async fn connect(location: &str, options: &SqlStoreOptions) -> Result
     };
     // A database in memory lives as long as its one connection.
     let pool = |connections| {
-        let pool = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(options.operation_timeout);
+        let pool = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(options.acquire_timeout());
+        let pool = pool.test_before_acquire(false);
         match in_memory {
             true => pool.min_connections(1).idle_timeout(None).max_lifetime(None),
             false => pool.idle_timeout(Duration::from_secs(600)),
@@ -63,7 +74,7 @@ pub(super) async fn connect(location: &str, options: &SqlStoreOptions) -> Result
         true => writer.clone(),
         false => pool(options.max_connections.max(1)).connect_lazy_with(file),
     };
-    Ok(Connected { engine: Box::new(SqliteEngine { writer, readers }), undurable: None })
+    Ok(Connected { engine: Box::new(SqliteEngine { writer, readers, runtime: runtime.clone() }), undurable: None })
 }
 
 fn fault(error: sqlx::Error) -> Fault {
@@ -77,7 +88,8 @@ fn of_database(error: &dyn DatabaseError) -> FaultKind {
         5 | 6 => FaultKind::Contended,
         8 => FaultKind::ReadOnly,
         3 | 23 => FaultKind::Denied,
-        10 | 14 => FaultKind::Unreachable,
+        14 => FaultKind::NoFile,
+        10 => FaultKind::Unreachable,
         11 | 26 => FaultKind::Damaged,
         13 => FaultKind::Full,
         18 | 20 => FaultKind::Value,
@@ -107,7 +119,60 @@ fn cell(row: &SqliteRow, column: usize) -> Result<Cell, String> {
     cell.map_err(|error| error.to_string())
 }
 
-sessions!(Sqlite);
+session!(Sqlite, PoolConnection<Sqlite>, |_connection| Ok(()));
+
+/// A transaction that this module begins and ends by itself. SQLite undoes one of its own accord where the disk is full, or
+/// a page can't be read; sqlx would go on counting it as open, and the one connection that writes would be of no more use.
+struct Writing {
+    connection: Option<PoolConnection<Sqlite>>,
+    runtime: Handle,
+}
+
+impl Writing {
+    async fn begin(mut connection: PoolConnection<Sqlite>, runtime: Handle) -> Result<Self, Fault> {
+        // Taking the lock at once keeps two processes from reading first and then waiting for each other.
+        sqlx::Executor::execute(&mut *connection, "BEGIN IMMEDIATE").await.map_err(fault)?;
+        Ok(Self { connection: Some(connection), runtime })
+    }
+
+    fn connection(&mut self) -> Result<&mut PoolConnection<Sqlite>, Fault> {
+        self.connection.as_mut().ok_or_else(|| fault(sqlx::Error::PoolClosed))
+    }
+}
+
+#[async_trait]
+impl Session for Writing {
+    fn dialect(&self) -> &'static Dialect {
+        &DIALECT
+    }
+
+    async fn execute(&mut self, statement: Statement) -> Result<u64, Fault> {
+        Session::execute(self.connection()?, statement).await
+    }
+
+    async fn each(&mut self, statement: Statement, take: TakeRow<'_>) -> Result<(), Fault> {
+        self.connection()?.each(statement, take).await
+    }
+
+    async fn script(&mut self, script: &'static str) -> Result<(), Fault> {
+        self.connection()?.script(script).await
+    }
+
+    async fn commit(mut self: Box<Self>) -> Result<(), Fault> {
+        sqlx::Executor::execute(&mut **self.connection()?, "COMMIT").await.map_err(|error| fault(error).at_commit())?;
+        self.connection = None;
+        Ok(())
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            // Until then it is not given to anybody else. It fails where there is nothing left to undo.
+            self.runtime.spawn(async move { drop(sqlx::Executor::execute(&mut *connection, "ROLLBACK").await) });
+        }
+    }
+}
 
 #[async_trait]
 impl Engine for SqliteEngine {
@@ -123,9 +188,8 @@ impl Engine for SqliteEngine {
     }
 
     async fn transaction(&self) -> Result<Box<dyn Session>, Fault> {
-        // Taking the lock at once keeps two processes from reading first and then waiting for each other.
-        match self.writer.begin_with("BEGIN IMMEDIATE").await {
-            Ok(transaction) => Ok(Box::new(transaction)),
+        match self.writer.acquire().await {
+            Ok(connection) => Ok(Box::new(Writing::begin(connection, self.runtime.clone()).await?)),
             Err(error) => Err(fault(error).unless_full(self.writer.num_idle() == 0)),
         }
     }
@@ -152,7 +216,7 @@ mod tests {
     async fn a_commit_is_written_through_to_the_disk() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.db");
-        let connected = connect(path.to_str().unwrap(), &SqlStoreOptions::default()).await.unwrap();
+        let connected = connect(path.to_str().unwrap(), &SqlStoreOptions::default(), &Handle::current()).await.unwrap();
         let mut session = connected.engine.transaction().await.unwrap();
         let mut pragma = async |name: &str| {
             let mut row = session.row(DIALECT.sql(&format!("PRAGMA {name}"))).await.unwrap().unwrap();

@@ -1,0 +1,181 @@
+//! Processes that are killed while records are written.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use function_gateway_core::store::sql::SqlStore;
+use function_gateway_core::{
+    Durability, InvocationId, InvocationStore, PageRequest, RecordFilter, StatisticsQuery, Timestamp,
+};
+
+use crate::common::{Database, ended, function, open, options, running, tenant, variable};
+
+/// How many records the recorder has in its buffer at most, and so may lose.
+const BUFFERED: usize = 64;
+
+/// `cargo xtask soak --times` multiplies it; 50 with its default.
+pub(crate) fn soak_count() -> u64 {
+    5 * number("FUNCTION_GATEWAY_SOAK", 10)
+}
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+fn seed() -> u64 {
+    number("FUNCTION_GATEWAY_SEED", 1)
+}
+
+/// Records until it is killed. What the store has acknowledged stands in its output, a line each.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "is the recorder that the other tests kill"]
+async fn recorder() {
+    let Ok(url) = std::env::var("DOOMED_STORE") else { return };
+    // The name of the test stands at the start of the line.
+    println!();
+    let options = options().with_max_buffered_records(BUFFERED).with_flush_interval(Duration::from_millis(5));
+    let store = SqlStore::connect(&url, options).await.unwrap();
+    let tasks = (0..16).map(|number| tokio::spawn(record(store.clone(), number)));
+    futures_util::future::join_all(tasks).await;
+}
+
+async fn record(store: SqlStore, number: usize) {
+    let revision = function(&format!("f{}", number % 3)).1;
+    loop {
+        let durable = number.is_multiple_of(2);
+        let mut record = (*ended(&revision)).clone();
+        if durable && number.is_multiple_of(4) {
+            let begun = running(&revision);
+            (record.id, record.created_at) = (begun.id, begun.created_at);
+            store.begin(begun).await.unwrap();
+        }
+        let id = record.id;
+        let durability = if durable { Durability::Durable } else { Durability::Buffered };
+        store.finish(Arc::new(record), durability).await.unwrap();
+        println!("{} {id}", if durable { "durable" } else { "buffered" });
+    }
+}
+
+pub(crate) async fn a_recorder_that_is_killed(database: Database, times: u64) {
+    // Makes the tables, so that the recorder is killed while it records.
+    open(&database, options()).await.close().await;
+    let mut random = fastrand::Rng::with_seed(seed());
+    let (mut durable, mut buffered) = (BTreeSet::new(), BTreeSet::new());
+    for _ in 0..times {
+        let mut recorder = Command::new(std::env::current_exe().unwrap())
+            .args(["crashes::recorder", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+            .env("DOOMED_STORE", database.url())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut left = random.usize(1..2000);
+        for line in BufReader::new(recorder.stdout.take().unwrap()).lines() {
+            // The last line may be cut off.
+            let Some((kind, id)) = line.as_ref().ok().and_then(|line| line.split_once(' ')) else { continue };
+            let Ok(id) = id.parse::<InvocationId>() else { continue };
+            match kind {
+                "durable" => durable.insert(id),
+                "buffered" => buffered.insert(id),
+                _ => continue,
+            };
+            left = left.saturating_sub(1);
+            if left == 0 {
+                recorder.kill().unwrap();
+            }
+        }
+        recorder.wait().unwrap();
+    }
+    let store = open(&database, options()).await;
+    let kept = all(&store).await;
+    let lost: Vec<_> = durable.difference(&kept).collect();
+    assert_eq!(lost, Vec::<&InvocationId>::new(), "seed {}", seed());
+    let missing = buffered.difference(&kept).count();
+    let bound = usize::try_from(times).unwrap() * BUFFERED;
+    assert!(missing <= bound, "{missing} of {} are missing, more than {bound}; seed {}", buffered.len(), seed());
+    assert!(!durable.is_empty() && !buffered.is_empty());
+}
+
+/// The ids of all records that have ended. There are as many as figures have counted.
+async fn all(store: &SqlStore) -> BTreeSet<InvocationId> {
+    let (mut ids, mut ended) = (Vec::new(), 0);
+    let mut request = PageRequest::first(PageRequest::MAX_LIMIT);
+    loop {
+        let page = InvocationStore::list(store, &tenant(), &RecordFilter::default(), &request).await.unwrap();
+        ended += page.items.iter().filter(|record| record.state.is_final()).count();
+        ids.extend(page.items.iter().filter(|record| record.state.is_final()).map(|record| record.id));
+        let Some(next) = page.next else { break };
+        request = request.after(next);
+    }
+    let unique: BTreeSet<_> = ids.iter().copied().collect();
+    assert_eq!(unique.len(), ids.len(), "a record is there twice");
+    let query = StatisticsQuery::new(Timestamp::from_micros(0), Timestamp::now().plus(Duration::from_secs(3600)));
+    let counted = store.statistics(&tenant(), &query).await.unwrap().count;
+    assert_eq!(usize::try_from(counted).unwrap(), ended, "records and figures tell the same");
+    unique
+}
+
+/// A server that is killed and started again while this process records.
+pub(crate) async fn a_server_that_is_killed(times: u64) {
+    let data = variable("FUNCTION_GATEWAY_TEST_DOOMED_POSTGRES_DATA");
+    let start = variable("FUNCTION_GATEWAY_TEST_DOOMED_POSTGRES_START");
+    let database = Database::postgres_on(variable("FUNCTION_GATEWAY_TEST_DOOMED_POSTGRES_URL")).await;
+    let store = open(&database, options().with_operation_timeout(Duration::from_secs(30))).await;
+    let (done, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let recorders: Vec<_> = (0..16)
+        .map(|number| tokio::spawn(record_until(store.clone(), number, done.clone(), acknowledged.clone())))
+        .collect();
+    let mut random = fastrand::Rng::with_seed(seed());
+    for _ in 0..times {
+        let wanted = acknowledged.load(Ordering::Relaxed) + random.usize(100..2000);
+        while acknowledged.load(Ordering::Relaxed) < wanted {
+            tokio::task::yield_now().await;
+        }
+        let pid = std::fs::read_to_string(format!("{data}/postmaster.pid")).unwrap();
+        let pid = pid.lines().next().unwrap().to_owned();
+        assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+        let start = start.clone();
+        let started = tokio::task::spawn_blocking(move || Command::new("sh").args(["-c", &start]).status());
+        assert!(started.await.unwrap().unwrap().success());
+    }
+    let wanted = acknowledged.load(Ordering::Relaxed) + 200;
+    while acknowledged.load(Ordering::Relaxed) < wanted {
+        tokio::task::yield_now().await;
+    }
+    done.store(true, Ordering::Relaxed);
+    let mut expected = BTreeSet::new();
+    for recorder in recorders {
+        expected.extend(recorder.await.unwrap());
+    }
+    store.flush().await.unwrap();
+    let kept = all(&store).await;
+    let lost: Vec<_> = expected.difference(&kept).collect();
+    assert_eq!(lost, Vec::<&InvocationId>::new(), "seed {}", seed());
+}
+
+/// Gives what the store has acknowledged. This process lives on, so what is only buffered counts as well.
+async fn record_until(
+    store: SqlStore,
+    number: usize,
+    done: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicUsize>,
+) -> Vec<InvocationId> {
+    let revision = function(&format!("f{}", number % 3)).1;
+    let mut ids = Vec::new();
+    while !done.load(Ordering::Relaxed) {
+        let record = ended(&revision);
+        let id = record.id;
+        let durability = if number.is_multiple_of(2) { Durability::Durable } else { Durability::Buffered };
+        match store.finish(record, durability).await {
+            Ok(()) => {
+                ids.push(id);
+                acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => assert!(error.is_transient(), "{error:?}"),
+        }
+    }
+    ids
+}

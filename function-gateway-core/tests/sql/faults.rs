@@ -1,0 +1,227 @@
+//! What a database can do to a store.
+
+use std::time::{Duration, Instant};
+
+use function_gateway_core::store::sql::SqlStore;
+use function_gateway_core::{
+    Durability, Error, ErrorKind, FunctionFilter, FunctionStore, InvocationStore, PageRequest, RecordFilter, Retry,
+};
+
+use crate::common::{Database, ended, function, open, options, tenant};
+
+async fn refused(url: &str) -> Error {
+    let options = options().with_operation_timeout(Duration::from_millis(500));
+    SqlStore::connect(url, options).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_url_that_cant_be_used_says_what_is_wrong_and_shows_no_password() {
+    for (url, kind, says) in [
+        ("", ErrorKind::InvalidArgument, "sqlite:, postgres:// or mysql://, not with \"\""),
+        ("oracle://ann:hunter2@db/x", ErrorKind::InvalidArgument, "not with \"oracle\""),
+        ("gateway.db", ErrorKind::InvalidArgument, "not with \"\""),
+        ("postgres://ann:hunter2@[x/y", ErrorKind::InvalidArgument, "can't be read"),
+        ("mysql://ann:hunter2@db:port/y", ErrorKind::InvalidArgument, "can't be read"),
+        ("sqlite:", ErrorKind::InvalidArgument, "the path of a file"),
+        ("sqlite://gateway.db?mode=ro", ErrorKind::InvalidArgument, "without parameters"),
+        ("sqlite:/no/such/folder/gateway.db", ErrorKind::Misconfigured, "its folder"),
+    ] {
+        let error = refused(url).await;
+        assert_eq!(error.kind(), kind, "{url}: {error:?}");
+        assert!(error.message().contains(says), "{url}: {error}");
+        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_told_in_time() {
+    for scheme in ["postgres", "mysql"] {
+        let began = Instant::now();
+        let error = refused(&format!("{scheme}://ann:hunter2@127.0.0.1:1/x")).await;
+        assert_eq!((error.kind(), error.retry()), (ErrorKind::Store, Retry::Transient), "{error:?}");
+        assert!(error.message().contains("can't be reached"), "{error}");
+        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+        assert!(began.elapsed() < Duration::from_secs(60), "{scheme}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notes.txt");
+    std::fs::write(&path, "not a database\n".repeat(1000)).unwrap();
+    let error = refused(&format!("sqlite:{}", path.display())).await;
+    assert_eq!(error.kind(), ErrorKind::Misconfigured, "{error:?}");
+    assert!(error.message().contains("no database"), "{error}");
+    assert!(std::fs::read_to_string(&path).unwrap().starts_with("not a database"), "it is left as it is");
+}
+
+pub(crate) async fn who_may_not_gets_an_error_without_the_password(database: Database) {
+    let url = database.url();
+    let (scheme, rest) = url.split_once("://").unwrap();
+    let (_, host) = rest.rsplit_once('@').unwrap();
+    let stranger = refused(&format!("{scheme}://stranger:hunter2@{host}")).await;
+    let elsewhere = refused(&url.replacen("/fg_", "/no_such_", 1)).await;
+    for error in [stranger, elsewhere] {
+        assert_eq!((error.kind(), error.retry()), (ErrorKind::Misconfigured, Retry::Never), "{error:?}");
+        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+    }
+}
+
+pub(crate) async fn a_row_that_cant_be_read_breaks_no_list(database: Database) {
+    let store = open(&database, options()).await;
+    let mut records = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        let (function, revision) = function(name);
+        store.create(&function, &revision).await.unwrap();
+        records.push(ended(&revision));
+        store.finish(records.last().unwrap().clone(), Durability::Durable).await.unwrap();
+    }
+    database.execute("UPDATE fg_functions SET spec = '{' WHERE name = 'b'").await;
+    database.execute("UPDATE fg_functions SET format = 99 WHERE name = 'c'").await;
+    database.execute("UPDATE fg_revisions SET document = '[]'").await;
+    database.execute("UPDATE fg_invocations SET document = '{}' WHERE name = 'b'").await;
+    let tenant = tenant();
+
+    let filter = FunctionFilter::all();
+    for limit in [1, 2, 10] {
+        let (mut names, mut unreadable) = (Vec::new(), Vec::new());
+        let mut request = PageRequest::first(limit);
+        loop {
+            let page = FunctionStore::list(&store, &tenant, &filter, &request).await.unwrap();
+            names.extend(page.items.iter().map(|function| function.key.name.to_string()));
+            unreadable.extend(page.unreadable);
+            let Some(next) = page.next else { break };
+            request = PageRequest::first(limit).after(next);
+        }
+        assert_eq!(names, ["a", "d"]);
+        assert_eq!(unreadable.iter().map(|row| &*row.id).collect::<Vec<_>>(), ["b", "c"]);
+        assert!(unreadable[1].reason.contains("format 99"), "{unreadable:?}");
+    }
+    assert_eq!(store.scan_all(&PageRequest::default()).await.unwrap().unreadable.len(), 2);
+
+    let key = function("b").0.key;
+    let error = FunctionStore::get(&store, &key).await.unwrap_err();
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Store, Retry::Never), "{error:?}");
+    let id = records[0].function;
+    assert_eq!(store.revisions(&tenant, id, &PageRequest::default()).await.unwrap().unreadable.len(), 1);
+
+    let page = InvocationStore::list(&store, &tenant, &RecordFilter::default(), &PageRequest::default()).await.unwrap();
+    assert_eq!(page.items.iter().map(|record| record.id).collect::<Vec<_>>(), [3, 2, 0].map(|at| records[at].id));
+    assert_eq!(page.unreadable[0].id, records[1].id.to_string());
+    assert_eq!(InvocationStore::get(&store, &tenant, records[1].id).await.unwrap_err().kind(), ErrorKind::Store);
+}
+
+/// Makes the database fail when a revision is added, as often as is said.
+async fn fail(database: &Database, code: &str, times: u32) {
+    match database {
+        Database::Sqlite(_) => unreachable!("it can't raise errors of its own"),
+        Database::Postgres { .. } => {
+            // A sequence goes on although the transaction is undone.
+            let script = format!(
+                "DROP SEQUENCE IF EXISTS failures CASCADE; CREATE SEQUENCE failures;
+                 CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+                 BEGIN
+                     IF nextval('failures') <= {times} THEN
+                         RAISE EXCEPTION 'a failure with hunter2' USING ERRCODE = '{code}';
+                     END IF;
+                     RETURN NEW;
+                 END $$;
+                 DROP TRIGGER IF EXISTS fail ON fg_revisions;
+                 CREATE TRIGGER fail BEFORE INSERT ON fg_revisions FOR EACH ROW EXECUTE FUNCTION fail();"
+            );
+            database.execute(&script).await;
+        }
+        Database::Mysql { .. } => {
+            // So does a table that knows no transactions.
+            database.execute("DROP TRIGGER IF EXISTS fail").await;
+            database.execute("CREATE TABLE IF NOT EXISTS failures (count INT) ENGINE = MyISAM").await;
+            database.execute("DELETE FROM failures").await;
+            database.execute("INSERT INTO failures VALUES (0)").await;
+            let script = format!(
+                "CREATE TRIGGER fail BEFORE INSERT ON fg_revisions FOR EACH ROW
+                 BEGIN
+                     UPDATE failures SET count = count + 1;
+                     IF (SELECT count FROM failures) <= {times} THEN
+                         SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = {code}, MESSAGE_TEXT = 'a failure with hunter2';
+                     END IF;
+                 END"
+            );
+            database.execute(&script).await;
+        }
+    }
+}
+
+pub(crate) async fn failures_of_the_database_are_typed_and_repeated_where_that_is_safe(database: Database) {
+    let store = open(&database, options()).await;
+    // Serialization failure, deadlock, lock timeout; and a server that is about to stop.
+    let (passing, lasting): (&[_], &[_]) = match &database {
+        Database::Mysql { .. } => (
+            &["1205", "1213", "1053"],
+            &[
+                ("1021", ErrorKind::Store, Retry::Transient, "no room"),
+                ("1290", ErrorKind::Store, Retry::Never, "only be read"),
+                ("1142", ErrorKind::Misconfigured, Retry::Never, "rights"),
+                ("1146", ErrorKind::Misconfigured, Retry::Never, "lacks a table"),
+                ("1406", ErrorKind::InvalidArgument, Retry::Never, "does not take a value"),
+                ("1105", ErrorKind::Store, Retry::Never, "failed"),
+            ],
+        ),
+        _ => (
+            &["40001", "40P01", "55P03", "57P01"],
+            &[
+                ("53100", ErrorKind::Store, Retry::Transient, "no room"),
+                ("25006", ErrorKind::Store, Retry::Never, "only be read"),
+                ("42501", ErrorKind::Misconfigured, Retry::Never, "rights"),
+                ("42P01", ErrorKind::Misconfigured, Retry::Never, "lacks a table"),
+                ("22001", ErrorKind::InvalidArgument, Retry::Never, "does not take a value"),
+                ("XX000", ErrorKind::Store, Retry::Never, "failed"),
+            ],
+        ),
+    };
+    for (number, code) in passing.iter().enumerate() {
+        fail(&database, code, 3).await;
+        let (function, revision) = function(&format!("passes-{number}"));
+        store.create(&function, &revision).await.unwrap_or_else(|error| panic!("{code}: {error:?}"));
+        assert_eq!(FunctionStore::get(&store, &function.key).await.unwrap().as_deref(), Some(&function));
+    }
+    for (number, (code, kind, retry, says)) in lasting.iter().enumerate() {
+        fail(&database, code, u32::MAX >> 1).await;
+        let (function, revision) = function(&format!("lasts-{number}"));
+        let error = store.create(&function, &revision).await.unwrap_err();
+        assert_eq!((error.kind(), error.retry()), (*kind, *retry), "{code}: {error:?}");
+        assert!(error.message().contains(says), "{code}: {error}");
+        assert!(!error.to_string().contains("hunter2"), "what the database says is no public message");
+        assert_eq!(FunctionStore::get(&store, &function.key).await.unwrap(), None, "nothing of it is kept");
+    }
+}
+
+pub(crate) async fn a_pool_that_is_exhausted_says_so_and_recovers(database: Database) {
+    let options = options().with_max_connections(2).with_operation_timeout(Duration::from_millis(500));
+    let store = open(&database, options).await;
+    let (function, revision) = function("a");
+    store.create(&function, &revision).await.unwrap();
+    let lock = database.lock().await;
+    let calls = (0..6).map(|_| FunctionStore::get(&store, &function.key));
+    let errors: Vec<_> = futures_util::future::join_all(calls).await.into_iter().map(Result::unwrap_err).collect();
+    for error in &errors {
+        assert_eq!((error.kind(), error.retry()), (ErrorKind::Store, Retry::Transient), "{error:?}");
+    }
+    assert!(errors.iter().any(|error| error.message().contains("max_connections")), "{errors:?}");
+    assert!(errors.iter().any(|error| error.message().contains("operation_timeout")), "{errors:?}");
+    lock.release().await;
+    assert_eq!(FunctionStore::get(&store, &function.key).await.unwrap().as_deref(), Some(&function));
+}
+
+#[tokio::test]
+async fn a_change_waits_for_another_process_and_fails_in_time_if_that_does_not_end() {
+    let database = Database::sqlite();
+    let options = options().with_operation_timeout(Duration::from_millis(300));
+    let store = open(&database, options).await;
+    let (function, revision) = function("a");
+    let lock = database.lock().await;
+    let error = store.create(&function, &revision).await.unwrap_err();
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Store, Retry::Transient), "{error:?}");
+    lock.release().await;
+    store.create(&function, &revision).await.unwrap();
+}

@@ -1,0 +1,117 @@
+//! Tables of other versions.
+
+use std::collections::BTreeSet;
+
+use function_gateway_core::store::sql::SqlStore;
+use function_gateway_core::{
+    Durability, ErrorKind, FunctionFilter, FunctionStore, Generation, InvocationState, InvocationStore, PageRequest,
+    Phase, RecordFilter, StatisticsQuery, Timestamp,
+};
+
+use crate::common::{Database, ended, function, open, options, tenant};
+
+pub(crate) async fn several_processes_open_a_new_database_at_once(database: Database) {
+    let url = database.url();
+    let opening = (0..8).map(|_| SqlStore::connect(&url, options().with_max_connections(2)));
+    let stores = futures_util::future::join_all(opening).await;
+    let mut gateways = BTreeSet::new();
+    for store in stores {
+        gateways.insert(store.unwrap().gateway_id().await.unwrap());
+    }
+    assert_eq!(gateways.len(), 1, "{gateways:?}");
+
+    let mine = gateways.pop_first().unwrap();
+    open(&database, options().with_gateway(mine)).await;
+    let other = options().with_gateway("another".parse().unwrap());
+    let error = SqlStore::connect(&url, other).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Misconfigured);
+    assert!(error.message().contains("belongs to the gateway"), "{error}");
+}
+
+pub(crate) async fn tables_of_a_later_version_are_used_as_far_as_they_allow(database: Database) {
+    let store = open(&database, options()).await;
+    let (function, revision) = function("a");
+    store.create(&function, &revision).await.unwrap();
+
+    database.execute("UPDATE fg_schema SET version = 7").await;
+    let later = open(&database, options()).await;
+    assert_eq!(FunctionStore::get(&later, &function.key).await.unwrap().as_deref(), Some(&function));
+
+    database.execute("UPDATE fg_schema SET min_reader = 5").await;
+    let error = SqlStore::connect(&database.url(), options()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    for part in ["version 7", "version 5 or later", "this one knows 1", "upgrade"] {
+        assert!(error.message().contains(part), "{error}");
+    }
+}
+
+/// The tables as each version made them, and rows as its programs wrote them.
+const RELEASED: [(u32, [&str; 3], &str); 1] = [(
+    1,
+    [
+        include_str!("../../src/store/sql/migrations/sqlite/0001.sql"),
+        include_str!("../../src/store/sql/migrations/postgres/0001.sql"),
+        include_str!("../../src/store/sql/migrations/mysql/0001.sql"),
+    ],
+    include_str!("released/0001.sql"),
+)];
+
+pub(crate) async fn every_released_version_is_brought_up_to_date_with_its_data(database: Database) {
+    for (version, tables, rows) in RELEASED {
+        let rows = match &database {
+            // The only literals that are not the same everywhere.
+            Database::Postgres { .. } => &*rows.replace("x'", "'\\x"),
+            _ => rows,
+        };
+        let tables = match &database {
+            Database::Sqlite(_) => tables[0],
+            Database::Postgres { .. } => tables[1],
+            Database::Mysql { .. } => tables[2],
+        };
+        database.execute(tables).await;
+        database.execute(rows).await;
+        let store = open(&database, options()).await;
+        assert_eq!(store.gateway_id().await.unwrap().as_str(), "g0123456789abcde", "{version}");
+        reads_what_was_written(&store).await;
+        goes_on_with_it(&store).await;
+    }
+}
+
+async fn reads_what_was_written(store: &SqlStore) {
+    let tenant = tenant();
+    let filter = FunctionFilter::all().with_label("team", "blue").with_phase(Phase::Ready);
+    let page = FunctionStore::list(store, &tenant, &filter, &PageRequest::default()).await.unwrap();
+    assert_eq!(page.unreadable, []);
+    let function = &page.items[0];
+    assert_eq!((function.key.name.as_str(), function.owner.as_str(), function.version.get()), ("greet", "ann", 3));
+    assert_eq!(function.status.serving_generation(), Some(Generation::FIRST));
+    assert!(serde_json::to_string(&function.spec).unwrap().contains("a field of a later version"));
+    let revision = store.revision(&tenant, function.id, Generation::FIRST).await.unwrap().unwrap();
+    assert_eq!(revision.spec.driver.as_str(), "local");
+    assert_eq!(store.scan_due(Timestamp::now(), 10).await.unwrap(), std::slice::from_ref(&function.key));
+
+    let filter = RecordFilter::default().with_label("team", "blue");
+    let page = InvocationStore::list(store, &tenant, &filter, &PageRequest::default()).await.unwrap();
+    assert_eq!((page.items.len(), page.unreadable.len()), (1, 0), "{page:?}");
+    let record = &page.items[0];
+    assert_eq!(
+        (record.state, record.failure.as_ref().unwrap().code.as_str()),
+        (InvocationState::Failed, "function_failed")
+    );
+    assert_eq!(record.payload.as_ref().unwrap().bytes, "hello");
+    let all = StatisticsQuery::new(Timestamp::from_micros(0), Timestamp::now());
+    assert_eq!(store.statistics(&tenant, &all).await.unwrap().count, 1);
+}
+
+async fn goes_on_with_it(store: &SqlStore) {
+    let (function, revision) = function("another");
+    store.create(&function, &revision).await.unwrap();
+    store.finish(ended(&revision), Durability::Durable).await.unwrap();
+    let greet = crate::common::function("greet").0.key;
+    let current = FunctionStore::get(store, &greet).await.unwrap().unwrap();
+    let updated = store.update(&current, current.version, None).await.unwrap();
+    assert_eq!(updated.version, current.version.next());
+    let page =
+        InvocationStore::list(store, &tenant(), &RecordFilter::default(), &PageRequest::default()).await.unwrap();
+    assert_eq!(page.items.len(), 2);
+}
