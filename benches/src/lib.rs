@@ -2,6 +2,8 @@
 //!
 //! Machines are noisy, so what is compared is measured in turns within one run, and medians are given.
 
+pub mod sql;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -21,6 +21,8 @@ use crate::{
 const FORMAT: i64 = 1;
 /// How many rows one statement inserts at most.
 const MAX_ROWS: usize = 256;
+/// More than so many are inserted in multiples of it.
+const STEP: usize = 16;
 /// How many bytes one statement inserts, beside its last row. Servers refuse packets that are too large.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// For how many pairs of function and minute figures are held here, to go on with.
@@ -137,6 +139,14 @@ enum Placed<'a> {
     Pending { replaces: bool, record: &'a Encoded },
 }
 
+impl From<&Begun> for Known<'_> {
+    fn from(begun: &Begun) -> Self {
+        let Begun { key, function, created_at } = begun;
+        let place = Placed::Stored { document: None };
+        Self { is_final: false, key: key.clone(), function: *function, created_at: *created_at, place }
+    }
+}
+
 impl<'a> Known<'a> {
     fn pending(replaces: bool, record: &'a Encoded) -> Self {
         let of = &record.record;
@@ -149,14 +159,47 @@ impl<'a> Known<'a> {
     }
 }
 
-/// Writes a batch in a session, which then has to be committed. `again` says that it may have been committed before.
+/// What is known before a batch is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expect {
+    /// Of it the database has what this process has begun, and nothing else. Where that is not so nothing is written.
+    Begun,
+    /// The database has to be asked.
+    Some,
+    /// It may have been committed as it is.
+    Written,
+}
+
+/// An execution that has begun and is not known to have ended.
+#[derive(Debug)]
+pub(super) struct Begun {
+    key: FunctionKey,
+    function: FunctionId,
+    created_at: Timestamp,
+}
+
+impl Begun {
+    pub(super) fn new(record: &InvocationRecord) -> Self {
+        Self { key: record.key.clone(), function: record.function, created_at: record.created_at }
+    }
+}
+
+/// Writes a batch in a session, which then has to be committed.
 pub(super) async fn write(
     session: &mut dyn Session,
     batch: &[Encoded],
-    figures: &Rollups,
-    again: bool,
+    (figures, begun): (&Rollups, &HashMap<InvocationId, Begun>),
+    expect: Expect,
 ) -> Result<Written, Fault> {
-    let mut known = read_known(session, batch, again).await?;
+    let again = expect == Expect::Written;
+    let mut known = match expect {
+        Expect::Begun => {
+            let known =
+                |encoded: &Encoded| begun.get(&encoded.record.id).map(|begun| (encoded.record.id, begun.into()));
+            batch.iter().filter_map(known).collect()
+        }
+        Expect::Some | Expect::Written => read_known(session, batch, again).await?,
+    };
     let mut outcomes = Vec::with_capacity(batch.len());
     let (mut ended, mut discarded) = (Vec::new(), Vec::new());
     let mut changed = Figures::default();
@@ -214,8 +257,8 @@ pub(super) async fn write(
     // Along the index, which is faster, and the same for every process, so that two don't wait for each other.
     new.sort_unstable_by(|a: &&Encoded, b| a.id.cmp(&b.id));
     replaced.sort_unstable_by(|a: &&Encoded, b| a.id.cmp(&b.id));
-    insert_all(session, &new, false).await?;
-    insert_all(session, &replaced, true).await?;
+    insert_all(session, &new, None).await?;
+    insert_all(session, &replaced, Some(expect)).await?;
     delete_labels(session, replaced.iter().copied().filter(|record| !record.record.labels.is_empty())).await?;
     insert_labels(session, new.iter().chain(&replaced).copied()).await?;
     discard(session, &discarded).await?;
@@ -281,7 +324,10 @@ const COLUMNS: [&str; 14] = [
     "logs",
 ];
 
-/// Cuts a list in pieces, each of a power of two of items, so that there are few different statements.
+/// Those of them that may differ between an execution's beginning and its end.
+const CHANGING: [&str; 8] = ["state", "class", "finished_at", "format", "document", "payload", "result", "logs"];
+
+/// Cuts a list in pieces of so many items that there are few different statements, and few for each list.
 fn pieces<'a, T>(mut items: &'a [T], size: impl Fn(&T) -> usize + 'a) -> impl Iterator<Item = &'a [T]> {
     std::iter::from_fn(move || {
         let mut bytes = 0;
@@ -291,13 +337,14 @@ fn pieces<'a, T>(mut items: &'a [T], size: impl Fn(&T) -> usize + 'a) -> impl It
             fits
         });
         let count = fitting.count();
-        let (piece, rest) = items.split_at_checked(count.checked_ilog2().map_or(0, |power| 1 << power))?;
+        let whole = if count > STEP { count - count % STEP } else { count };
+        let (piece, rest) = items.split_at_checked(whole)?;
         items = rest;
         (!piece.is_empty()).then_some(piece)
     })
 }
 
-async fn insert_all(session: &mut dyn Session, records: &[&Encoded], replace: bool) -> Result<(), Fault> {
+async fn insert_all(session: &mut dyn Session, records: &[&Encoded], replace: Option<Expect>) -> Result<(), Fault> {
     let dialect = session.dialect();
     for piece in pieces(records, |record| record.bytes()) {
         let insert = format!("INSERT INTO fg_invocations ({}) VALUES ", COLUMNS.join(", "));
@@ -325,10 +372,16 @@ async fn insert_all(session: &mut dyn Session, records: &[&Encoded], replace: bo
                 .list(kept.map(|kept| kept.as_ref().map(|kept| &*kept.bytes)))
                 .sql(")");
         }
-        if replace {
-            statement = statement.sql(&dialect.upsert("id", &COLUMNS));
+        if replace.is_some() {
+            statement = statement.sql(&dialect.upsert("id", &CHANGING));
         }
-        session.execute(statement).await?;
+        let unread = replace == Some(Expect::Begun);
+        let guard = if unread { dialect.only_where("fg_invocations.finished_at IS NULL") } else { None };
+        let is_guarded = guard.is_some();
+        let written = session.execute(statement.sql(&guard.unwrap_or_default())).await?;
+        if is_guarded && usize::try_from(written) != Ok(piece.len()) {
+            return Err(Fault::Unexpected);
+        }
     }
     Ok(())
 }
@@ -422,7 +475,7 @@ impl Figures {
                     .arg(document.as_str())
                     .sql(")");
             }
-            session.execute(statement.sql(&dialect.upsert("id", &columns))).await?;
+            session.execute(statement.sql(&dialect.upsert("id", &["format", "document"]))).await?;
         }
         Ok(())
     }
@@ -455,11 +508,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_are_powers_of_two_and_leave_nothing_out() {
-        for count in [0, 1, 2, 3, 7, 256, 257, 1000] {
+    fn pieces_leave_nothing_out_and_come_in_few_sizes() {
+        for count in [0, 1, 2, 16, 17, 33, 255, 256, 257, 1000] {
             let items: Vec<usize> = (0..count).collect();
             let pieces: Vec<_> = pieces(&items, |_| 1).collect();
-            assert!(pieces.iter().all(|piece| piece.len().is_power_of_two() && piece.len() <= MAX_ROWS));
+            assert!(pieces.iter().all(|piece| piece.len() <= STEP || piece.len().is_multiple_of(STEP)));
+            assert!(pieces.iter().all(|piece| piece.len() <= MAX_ROWS));
+            assert!(pieces.len() <= count / MAX_ROWS + 2);
             assert_eq!(pieces.concat(), items);
         }
     }

@@ -1,6 +1,6 @@
 //! What the stores need of a database engine, and the little that its statements differ in.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::ops::ControlFlow;
 use std::str::FromStr;
 
@@ -8,6 +8,9 @@ use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 
 use crate::store::sql::fault::Fault;
+
+/// How many statements a connection keeps prepared: those that insert come in some sizes each.
+pub(super) const STATEMENTS: usize = 300;
 
 /// A database engine with its connections.
 #[async_trait]
@@ -112,17 +115,30 @@ pub(super) enum Upsert {
 }
 
 impl Dialect {
+    /// Adds to an [`upsert`](Self::upsert) that it replaces a row only under a condition, which tells of itself by the number of
+    /// rows; `None` where that can't be said.
+    pub(super) fn only_where(&self, condition: &str) -> Option<String> {
+        match self.upsert {
+            #[cfg(any(feature = "sqlite", feature = "postgres"))]
+            Upsert::OnConflict => Some(format!(" WHERE {condition}")),
+            #[cfg(feature = "mysql")]
+            Upsert::OnDuplicateKey => None,
+        }
+    }
+
     /// Starts a statement.
     pub(super) fn sql(&'static self, text: &str) -> Statement {
         Statement { dialect: self, text: text.to_owned(), args: Vec::new() }
     }
 
-    /// The clause that makes an insertion replace the row of the same key.
+    /// The clause that makes an insertion replace columns of the row of the same key. Only those that change should be among
+    /// them: the indexes of all are written anew.
     pub(super) fn upsert(&self, key: &str, columns: &[&str]) -> String {
         let set = |assign: &dyn Fn(&str) -> String| {
-            let columns = columns.iter().filter(|column| **column != key).map(|column| assign(column));
-            columns.collect::<Vec<_>>().join(", ")
+            columns.iter().map(|column| assign(column)).collect::<Vec<_>>().join(", ")
         };
+        #[cfg(not(any(feature = "sqlite", feature = "postgres")))]
+        let _ = key;
         match self.upsert {
             #[cfg(any(feature = "sqlite", feature = "postgres"))]
             Upsert::OnConflict => {
@@ -155,8 +171,8 @@ impl Statement {
     pub(super) fn arg(mut self, value: impl Into<Value>) -> Self {
         self.args.push(value.into());
         if self.dialect.numbered {
-            self.text.push('$');
-            self.text.push_str(&self.args.len().to_string());
+            // Writing to a string does not fail.
+            let _ = write!(self.text, "${}", self.args.len());
         } else {
             self.text.push('?');
         }

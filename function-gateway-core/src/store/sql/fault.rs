@@ -87,6 +87,8 @@ pub(super) enum Fault {
     },
     /// It takes too long. It may be done, or not.
     TimedOut,
+    /// A row is not as it was expected, so nothing was done.
+    Unexpected,
     /// The store's own answer.
     Answer(Error),
 }
@@ -146,6 +148,7 @@ impl Fault {
         match self {
             Self::Database { kind, .. } => kind.is_transient(),
             Self::TimedOut => true,
+            Self::Unexpected => false,
             Self::Answer(error) => error.is_transient(),
         }
     }
@@ -155,7 +158,7 @@ impl Fault {
         match self {
             Self::Database { kind, at_commit, .. } => *at_commit && *kind != FaultKind::Contended,
             Self::TimedOut => true,
-            Self::Answer(_) => false,
+            Self::Unexpected | Self::Answer(_) => false,
         }
     }
 
@@ -172,6 +175,7 @@ impl Fault {
         let uncertain = self.is_uncertain();
         let error = match self {
             Self::Answer(error) => return error,
+            Self::Unexpected => Error::new(ErrorKind::Internal, "a row of the database is not as it was expected"),
             Self::TimedOut => Error::new(ErrorKind::Store, "the database did not answer in time (operation_timeout)"),
             Self::Database { kind, error, .. } => {
                 let kind_of_error = match kind {

@@ -15,14 +15,16 @@ use sqlx::{ConnectOptions as _, Executor as _, Row as _, Transaction, TypeInfo a
 
 use super::SqlStoreOptions;
 use super::engine::{
-    Cell, Connected, Dialect, Engine, Migration, Row, Session, Statement, TakeRow, Upsert, Value, session,
+    Cell, Connected, Dialect, Engine, Migration, Row, STATEMENTS, Session, Statement, TakeRow, Upsert, Value, session,
 };
 use super::fault::{Fault, FaultKind};
 
 static DIALECT: Dialect = Dialect {
     engine: "mysql",
     numbered: false,
-    now: "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))",
+    // That of the moment: others give the time at which the statement began, which may have waited for a lock since. sqlx has
+    // sessions go by UTC.
+    now: "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', SYSDATE(6))",
     for_update: " FOR UPDATE",
     upsert: Upsert::OnDuplicateKey,
 };
@@ -49,7 +51,7 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Conn
                 Ok(())
             })
         })
-        .connect_with(server.disable_statement_logging())
+        .connect_with(server.statement_cache_capacity(STATEMENTS).disable_statement_logging())
         .await
         // A new pool is not full: it could not connect.
         .map_err(|error| fault(error).unless_full(false))?;

@@ -10,7 +10,7 @@ use sqlx::{ConnectOptions as _, Executor as _, Postgres, Row as _, Transaction, 
 
 use super::SqlStoreOptions;
 use super::engine::{
-    Cell, Connected, Dialect, Engine, Migration, Row, Session, Statement, TakeRow, Upsert, Value, session,
+    Cell, Connected, Dialect, Engine, Migration, Row, STATEMENTS, Session, Statement, TakeRow, Upsert, Value, session,
 };
 use super::fault::{Fault, FaultKind};
 
@@ -46,7 +46,7 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Conn
                 Ok(())
             })
         })
-        .connect_with(server.application_name("function-gateway").disable_statement_logging())
+        .connect_with(server.application_name("function-gateway").statement_cache_capacity(STATEMENTS).disable_statement_logging())
         .await
         // A new pool is not full: it could not connect.
         .map_err(|error| fault(error).unless_full(false))?;

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 
 use super::SqlStoreOptions;
 use super::engine::{
-    Cell, Connected, Dialect, Engine, Migration, Row, Session, Statement, TakeRow, Upsert, Value, session,
+    Cell, Connected, Dialect, Engine, Migration, Row, STATEMENTS, Session, Statement, TakeRow, Upsert, Value, session,
 };
 use super::fault::{Fault, FaultKind};
 use crate::{Error, ErrorKind};
@@ -33,6 +33,11 @@ static DIALECT: Dialect = Dialect {
 
 static MIGRATIONS: [Migration; 1] =
     [Migration { version: 1, min_reader: 1, script: include_str!("migrations/sqlite/0001.sql") }];
+
+/// Records have many indexes: so much of them is held in memory, in KiB (which SQLite tells by the sign).
+const WRITER_CACHE: &str = "-16384";
+/// After so many pages of 4 KiB the log of writes is brought into the file. Often used ones then go there once for many writes.
+const CHECKPOINT: &str = "8192";
 
 #[derive(Debug)]
 struct SqliteEngine {
@@ -52,6 +57,7 @@ pub(super) async fn connect(location: &str, options: &SqlStoreOptions, runtime: 
     let in_memory = location == ":memory:";
     let file = SqliteConnectOptions::new()
         .disable_statement_logging()
+        .statement_cache_capacity(STATEMENTS)
         .create_if_missing(true)
         .busy_timeout(options.operation_timeout)
         // A commit is on the disk when it answers, whatever happens to the machine then.
@@ -69,7 +75,8 @@ pub(super) async fn connect(location: &str, options: &SqlStoreOptions, runtime: 
             false => pool.idle_timeout(Duration::from_secs(600)),
         }
     };
-    let writer = pool(1).connect_with(file.clone()).await.map_err(fault)?;
+    let writing = file.clone().pragma("cache_size", WRITER_CACHE).pragma("wal_autocheckpoint", CHECKPOINT);
+    let writer = pool(1).connect_with(writing).await.map_err(fault)?;
     let readers = match in_memory {
         true => writer.clone(),
         false => pool(options.max_connections.max(1)).connect_lazy_with(file),
@@ -129,10 +136,12 @@ struct Writing {
 }
 
 impl Writing {
-    async fn begin(mut connection: PoolConnection<Sqlite>, runtime: Handle) -> Result<Self, Fault> {
+    async fn begin(connection: PoolConnection<Sqlite>, runtime: Handle) -> Result<Self, Fault> {
+        // Made before: given up while it waits for its lock, it may begin all the same, and has to be ended.
+        let mut this = Self { connection: Some(connection), runtime };
         // Taking the lock at once keeps two processes from reading first and then waiting for each other.
-        sqlx::Executor::execute(&mut *connection, "BEGIN IMMEDIATE").await.map_err(fault)?;
-        Ok(Self { connection: Some(connection), runtime })
+        sqlx::Executor::execute(&mut **this.connection()?, "BEGIN IMMEDIATE").await.map_err(fault)?;
+        Ok(this)
     }
 
     fn connection(&mut self) -> Result<&mut PoolConnection<Sqlite>, Fault> {

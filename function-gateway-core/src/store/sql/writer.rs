@@ -1,6 +1,6 @@
 //! Writes records of executions, all that have come in while the last ones were written in one transaction.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,17 +9,21 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
 use super::SqlStoreOptions;
-use super::batch::{self, Change, Encoded, Rollups};
+use super::batch::{self, Begun, Change, Encoded, Expect, Rollups};
 use super::engine::Engine;
-use super::fault::Fault;
+use super::fault::{Fault, FaultKind};
 use super::retention::Crowded;
 use crate::store::{check_begin, check_finish, kept_bytes};
-use crate::{Delivery, Error, ErrorKind, InvocationRecord, Result};
+use crate::{Delivery, Error, ErrorKind, InvocationId, InvocationRecord, Result};
 
 /// How many records are written in one transaction at most.
 const BATCH: usize = 512;
 /// How many bytes of them, beside the last one.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// How many executions are known to have begun here.
+const MAX_BEGUN: usize = 100_000;
+/// How often others get their turn before a batch that somebody waits for is written.
+const GATHER: usize = 8;
 /// After the first try that has failed; doubled after each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
@@ -33,13 +37,19 @@ struct Room {
 }
 
 enum Job {
-    Keep {
-        change: Change,
+    /// To be written once enough others have come.
+    Buffered {
         record: Arc<InvocationRecord>,
-        /// Who waits for the commit.
-        reply: Option<Reply>,
-        /// Given back once it is written.
-        room: Option<Room>,
+        room: Room,
+    },
+    /// Its caller waits, and has encoded it meanwhile.
+    Durable {
+        encoded: Encoded,
+        reply: Reply,
+        room: Room,
+    },
+    Discard {
+        record: Arc<InvocationRecord>,
     },
     /// Somebody waits until all before is written.
     Flush(Reply),
@@ -47,12 +57,15 @@ enum Job {
 
 impl Job {
     fn is_urgent(&self) -> bool {
-        matches!(self, Self::Flush(_) | Self::Keep { reply: Some(_), .. })
+        matches!(self, Self::Flush(_) | Self::Durable { .. })
     }
 
-    /// Whether it begins an execution for which nobody waits any more.
-    fn is_given_up(&self) -> bool {
-        matches!(self, Self::Keep { change: Change::Begin, reply: Some(reply), .. } if reply.is_closed())
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Buffered { record, .. } => kept_bytes(record),
+            Self::Durable { encoded, .. } => kept_bytes(&encoded.record),
+            Self::Discard { .. } | Self::Flush(_) => 0,
+        }
     }
 }
 
@@ -109,6 +122,7 @@ impl Writer {
             interval: options.flush_interval,
             timeout,
             figures: Rollups::default(),
+            begun: HashMap::new(),
         };
         runtime.spawn(task.run());
         let records = options.max_buffered_records.clamp(1, Semaphore::MAX_PERMITS);
@@ -159,7 +173,7 @@ impl Writer {
     pub(super) async fn finish_buffered(&self, record: Arc<InvocationRecord>) -> Result<()> {
         check_finish(&record)?;
         let room = self.room(&record).await?;
-        self.push(Job::Keep { change: Change::Finish, record, reply: None, room: Some(room) });
+        self.push(Job::Buffered { record, room });
         Ok(())
     }
 
@@ -174,9 +188,10 @@ impl Writer {
     }
 
     async fn commit(&self, change: Change, record: Arc<InvocationRecord>) -> Result<()> {
-        let room = Some(self.room(&record).await?);
+        let room = self.room(&record).await?;
+        let encoded = Encoded::new(change, record).map_err(Fault::into_error)?;
         let (reply, answer) = oneshot::channel();
-        self.push(Job::Keep { change, record, reply: Some(reply), room });
+        self.push(Job::Durable { encoded, reply, room });
         self.answer(answer).await
     }
 
@@ -206,9 +221,12 @@ struct Task {
     interval: Duration,
     timeout: Duration,
     figures: Rollups,
+    /// What this process has begun and not ended.
+    begun: HashMap<InvocationId, Begun>,
 }
 
 /// What is written together, and who waits for it.
+#[derive(Default)]
 struct Batch {
     encoded: Vec<Encoded>,
     replies: Vec<Option<Reply>>,
@@ -217,7 +235,9 @@ struct Batch {
 
 impl Task {
     async fn run(mut self) {
-        while let Some(jobs) = self.next().await {
+        while self.arrived().await {
+            self.gather().await;
+            let jobs = self.take();
             let (batch, flushes) = encode(jobs);
             self.keep(batch).await;
             for flush in flushes {
@@ -227,24 +247,17 @@ impl Task {
         }
     }
 
-    /// What is to be written next; `None` once nothing more comes.
-    async fn next(&self) -> Option<Vec<Job>> {
+    /// Waits until something is to be written. `false` once nothing more comes.
+    async fn arrived(&self) -> bool {
         let mut until = None;
         loop {
             {
-                let mut queue = self.shared.queue();
-                let Queue { jobs, urgent, closed } = &mut *queue;
-                let is_due = *urgent > 0 || *closed || jobs.len() >= BATCH;
+                let queue = self.shared.queue();
+                let is_due = queue.urgent > 0 || queue.closed || queue.jobs.len() >= BATCH;
                 if is_due || until.is_some_and(|until| Instant::now() >= until) {
-                    if jobs.is_empty() && *closed {
-                        return None;
-                    }
-                    let count = count(jobs);
-                    let taken: Vec<_> = jobs.drain(..count).collect();
-                    *urgent -= taken.iter().filter(|job| job.is_urgent()).count();
-                    return Some(taken);
+                    return !queue.jobs.is_empty() || !queue.closed;
                 }
-                if until.is_none() && !jobs.is_empty() {
+                if until.is_none() && !queue.jobs.is_empty() {
                     until = Some(Instant::now() + self.interval);
                 }
             }
@@ -253,6 +266,27 @@ impl Task {
                 Some(until) => drop(tokio::time::timeout_at(until, self.shared.wake.notified()).await),
             }
         }
+    }
+
+    /// Lets those who are about to record something do so: a commit for many costs little more than one for a few.
+    async fn gather(&self) {
+        let mut seen = 0;
+        for _ in 0..GATHER {
+            let len = self.shared.queue().jobs.len();
+            if len == seen || len >= BATCH {
+                return;
+            }
+            seen = len;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn take(&self) -> Vec<Job> {
+        let mut queue = self.shared.queue();
+        let count = count(&queue.jobs);
+        let taken: Vec<_> = queue.jobs.drain(..count).collect();
+        queue.urgent -= taken.iter().filter(|job| job.is_urgent()).count();
+        taken
     }
 
     /// Writes a batch, until it is written or can't be.
@@ -267,22 +301,27 @@ impl Task {
 
     /// Writes a batch in one transaction. Gives it back in two halves where something in it can't be written.
     async fn keep_together(&mut self, mut batch: Batch) -> Option<[Batch; 2]> {
-        let (mut pause, mut again) = (FIRST_PAUSE, false);
+        let (mut pause, mut expect) = (FIRST_PAUSE, self.expect(&batch));
         let mut closed_since = None;
         loop {
             if batch.encoded.is_empty() {
                 return None;
             }
-            let attempt = tokio::time::timeout(self.timeout, self.attempt(&batch, again)).await;
+            let attempt = tokio::time::timeout(self.timeout, self.attempt(&batch, expect)).await;
             let fault = match attempt.unwrap_or(Err(Fault::TimedOut)) {
                 Ok(written) => {
                     self.figures.apply(written.figures);
+                    self.note_begun(&batch, &written.outcomes);
                     self.crowded.note(&written.ended);
                     self.tell(batch, written.outcomes);
                     return None;
                 }
                 Err(fault) => fault,
             };
+            if expect == Expect::Begun && (fault.is(FaultKind::Duplicate) || matches!(fault, Fault::Unexpected)) {
+                expect = Expect::Some;
+                continue;
+            }
             if !fault.is_transient() {
                 if let Some(halves) = batch.split() {
                     return Some(halves);
@@ -290,7 +329,9 @@ impl Task {
                 batch.fail(&fault.into_error());
                 return None;
             }
-            again |= fault.is_uncertain();
+            if fault.is_uncertain() {
+                expect = Expect::Written;
+            }
             // The store is gone: it is not waited for much longer.
             if self.shared.queue().closed && closed_since.get_or_insert_with(Instant::now).elapsed() > self.timeout {
                 batch.fail(&fault.into_error());
@@ -299,15 +340,40 @@ impl Task {
             tracing::warn!(error = ?fault.into_error(), records = batch.encoded.len(), "records are not written yet");
             tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
             pause = (pause * 2).min(MAX_PAUSE);
-            if !again {
+            if expect != Expect::Written {
                 batch.forget_given_up();
             }
         }
     }
 
-    async fn attempt(&self, batch: &Batch, again: bool) -> Result<batch::Written, Fault> {
+    /// Most executions are ended by the process that has begun them, or are recorded once: there is nothing to be asked.
+    fn expect(&self, batch: &Batch) -> Expect {
+        let can_replace = self.engine.dialect().only_where("").is_some();
+        let mut ids = HashSet::with_capacity(batch.encoded.len());
+        let is_known = |encoded: &Encoded| {
+            let id = encoded.record.id;
+            encoded.change != Change::Discard && (can_replace || !self.begun.contains_key(&id)) && ids.insert(id)
+        };
+        if batch.encoded.iter().all(is_known) { Expect::Begun } else { Expect::Some }
+    }
+
+    fn note_begun(&mut self, batch: &Batch, outcomes: &[Result<()>]) {
+        for (encoded, _) in batch.encoded.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_ok()) {
+            let record = &encoded.record;
+            match encoded.change {
+                Change::Begin => self.begun.insert(record.id, Begun::new(record)),
+                Change::Finish | Change::Discard => self.begun.remove(&record.id),
+            };
+        }
+        // Those that nobody has ended are known to the database.
+        if self.begun.len() > MAX_BEGUN {
+            self.begun.clear();
+        }
+    }
+
+    async fn attempt(&self, batch: &Batch, expect: Expect) -> Result<batch::Written, Fault> {
         let mut session = self.engine.transaction().await?;
-        let written = batch::write(&mut *session, &batch.encoded, &self.figures, again).await?;
+        let written = batch::write(&mut *session, &batch.encoded, (&self.figures, &self.begun), expect).await?;
         session.commit().await?;
         Ok(written)
     }
@@ -324,8 +390,7 @@ impl Task {
             };
             if reply.send(outcome).is_err() && has_begun {
                 // Nobody waited for it any more: as far as its caller knows it has not begun.
-                let job = Job::Keep { change: Change::Discard, record: encoded.record, reply: None, room: None };
-                self.shared.queue().jobs.push_back(job);
+                self.shared.queue().jobs.push_back(Job::Discard { record: encoded.record });
             }
         }
         drop(rooms);
@@ -341,7 +406,7 @@ impl Batch {
         }
         let (encoded, replies, rooms) =
             (self.encoded.split_off(half), self.replies.split_off(half), self.rooms.split_off(half));
-        let first = std::mem::replace(self, Self { encoded: Vec::new(), replies: Vec::new(), rooms: Vec::new() });
+        let first = std::mem::take(self);
         // The last one is written first.
         Some([Self { encoded, replies, rooms }, first])
     }
@@ -358,20 +423,21 @@ impl Batch {
         }
     }
 
+    fn push(&mut self, encoded: Encoded, reply: Option<Reply>, room: Option<Room>) {
+        self.encoded.push(encoded);
+        self.replies.push(reply);
+        self.rooms.push(room);
+    }
+
     /// Leaves out what begins an execution that nobody waits for any more.
     fn forget_given_up(&mut self) {
-        let mut kept = Self { encoded: Vec::new(), replies: Vec::new(), rooms: Vec::new() };
-        let Self { encoded, replies, rooms } =
-            std::mem::replace(self, Self { encoded: Vec::new(), replies: Vec::new(), rooms: Vec::new() });
+        let Self { encoded, replies, rooms } = std::mem::take(self);
         for ((encoded, reply), room) in encoded.into_iter().zip(replies).zip(rooms) {
             let is_given_up = encoded.change == Change::Begin && reply.as_ref().is_some_and(oneshot::Sender::is_closed);
             if !is_given_up {
-                kept.encoded.push(encoded);
-                kept.replies.push(reply);
-                kept.rooms.push(room);
+                self.push(encoded, reply, room);
             }
         }
-        *self = kept;
     }
 }
 
@@ -380,34 +446,30 @@ fn count(jobs: &VecDeque<Job>) -> usize {
     let mut bytes = 0;
     let fitting = jobs.iter().take(BATCH).take_while(|job| {
         let fits = bytes <= BATCH_BYTES;
-        if let Job::Keep { record, .. } = job {
-            bytes += kept_bytes(record);
-        }
+        bytes += job.bytes();
         fits
     });
     fitting.count()
 }
 
+/// What is to be written, and who waits until it is.
 fn encode(jobs: Vec<Job>) -> (Batch, Vec<Reply>) {
-    let mut batch = Batch { encoded: Vec::new(), replies: Vec::new(), rooms: Vec::new() };
-    let mut flushes = Vec::new();
+    let (mut batch, mut flushes) = (Batch::default(), Vec::new());
     for job in jobs {
-        if job.is_given_up() {
-            continue;
-        }
-        match job {
-            Job::Flush(reply) => flushes.push(reply),
-            Job::Keep { change, record, reply, room } => match Encoded::new(change, record) {
-                Ok(encoded) => {
-                    batch.encoded.push(encoded);
-                    batch.replies.push(reply);
-                    batch.rooms.push(room);
-                }
-                Err(fault) => {
-                    Batch { encoded: Vec::new(), replies: vec![reply], rooms: Vec::new() }.fail(&fault.into_error())
-                }
-            },
+        let (encoded, reply, room) = match job {
+            Job::Flush(reply) => {
+                flushes.push(reply);
+                continue;
+            }
+            Job::Durable { encoded, reply, room } => (Ok(encoded), Some(reply), Some(room)),
+            Job::Buffered { record, room } => (Encoded::new(Change::Finish, record), None, Some(room)),
+            Job::Discard { record } => (Encoded::new(Change::Discard, record), None, None),
+        };
+        match encoded {
+            Ok(encoded) => batch.push(encoded, reply, room),
+            Err(fault) => Batch { replies: vec![reply], ..Batch::default() }.fail(&fault.into_error()),
         }
     }
+    batch.forget_given_up();
     (batch, flushes)
 }
