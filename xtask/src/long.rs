@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::servers::Servers;
 use crate::workspace::{Workspace, output, run};
 use crate::{Result, instructions};
 
@@ -12,7 +13,7 @@ Runs every ignored test with `soak` in its name. The tests read two variables:
   FUNCTION_GATEWAY_SOAK    how many times the usual count (--times N; 10 unless given)
   FUNCTION_GATEWAY_SEED    the seed of what is random (--seed N; from the clock unless given)
 
-The seed is shown, so that a failure can be repeated.";
+The seed is shown, so that a failure can be repeated. PostgreSQL and MariaDB are started as for `cargo xtask test`.";
 
 pub(crate) const BENCH_SUMMARY: &str = "Run the benchmarks and show their figures";
 pub(crate) const BENCH_HELP: &str = "\
@@ -32,10 +33,11 @@ pub(crate) fn soak(workspace: &Workspace, args: &[String]) -> Result<()> {
         return Err("there is no ignored test with `soak` in its name".to_owned());
     }
     println!("{count} tests, seed {seed}, {times} times the usual count");
+    let servers = Servers::start()?;
     let mut command = workspace.cargo(SOAK);
     command.args(["--ignored", "soak", "--nocapture"]);
     command.env("FUNCTION_GATEWAY_SOAK", times.to_string()).env("FUNCTION_GATEWAY_SEED", seed.to_string());
-    run(&mut command)
+    run(command.envs(servers.variables()))
         .map_err(|problem| format!("{problem}; repeat with `cargo xtask soak --seed {seed} --times {times}`"))
 }
 

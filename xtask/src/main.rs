@@ -16,6 +16,7 @@ mod markdown;
 mod readme;
 mod runtimes;
 mod rust;
+mod servers;
 mod test;
 mod tidy;
 mod workspace;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::workspace::{Package, Workspace, answers, output, run};
+use crate::servers::{self, Servers};
+use crate::workspace::{Package, Workspace, answers, is_root, output, run};
 use crate::{Result, architecture, docs, instructions, licences, readme, runtimes, tidy};
 
 pub(crate) const SUMMARY: &str = "Run every check and test; the steps, in order, or only those that are named";
@@ -19,36 +20,47 @@ Steps, cheap ones first; the first that fails ends the run:
   lint           cargo clippy, all targets, all features, warnings are errors
   features       each crate alone, without features and with each of them
   runtimes       the runtimes of others that functions of the tests need, from their registries
-  test           all tests, doc tests included, and those that need the runtimes
+  test           all tests, doc tests included, and those that need the runtimes or a database server
   api-docs       cargo doc, warnings are errors
   docs           the generated sections of documents are up to date
   examples       every example runs and ends well
   readme         what README.md says works
   benches        the benchmarks build
-  instructions   a call takes no more instructions than are committed";
+  instructions   a call takes no more instructions than are committed
+
+The step `test` starts PostgreSQL and MariaDB in a temporary folder, and stops them when it ends. Two variables name
+servers to use instead; their user must have the right to create databases:
+
+FUNCTION_GATEWAY_TEST_POSTGRES_URL    such as postgres://user:password@localhost/postgres
+FUNCTION_GATEWAY_TEST_MYSQL_URL       such as mysql://user:password@localhost/mysql";
 
 /// Set for the tests: what can't run here fails instead of being skipped.
 const TEST_ENVIRONMENT: &[(&str, &str)] = &[("FUNCTION_GATEWAY_CONFORMANCE_STRICT", "1")];
 
-/// Part of the name of each ignored test that needs the runtimes.
-const NEEDS_RUNTIMES: &str = "real_runtime";
+/// Parts of the names of ignored tests that run here: those that need the runtimes, and those that need a server.
+const NEEDS: [&str; 2] = ["real_runtime", "on_server"];
 
 /// Something that tests and sample functions use.
 struct Tool {
     name: &'static str,
-    /// The command that tells by ending well that it is there.
-    check: &'static [&'static str],
+    is_there: fn() -> bool,
     /// The Debian package that brings it.
     package: &'static str,
 }
 
 const TOOLS: &[Tool] = &[
-    Tool { name: "python3", check: &["python3", "--version"], package: "python3-minimal" },
+    Tool { name: "python3", is_there: || ends_well("python3", &["--version"]), package: "python3-minimal" },
     // Debian has the part that fills a new environment in a package of its own.
-    Tool { name: "python3 -m venv", check: &["python3", "-c", "import ensurepip, venv"], package: "python3-venv" },
-    Tool { name: "node", check: &["node", "--version"], package: "nodejs" },
-    Tool { name: "npm", check: &["npm", "--version"], package: "npm" },
-    Tool { name: "valgrind", check: &["valgrind", "--version"], package: "valgrind" },
+    Tool {
+        name: "python3 -m venv",
+        is_there: || ends_well("python3", &["-c", "import ensurepip, venv"]),
+        package: "python3-venv",
+    },
+    Tool { name: "node", is_there: || ends_well("node", &["--version"]), package: "nodejs" },
+    Tool { name: "npm", is_there: || ends_well("npm", &["--version"]), package: "npm" },
+    Tool { name: "valgrind", is_there: || ends_well("valgrind", &["--version"]), package: "valgrind" },
+    Tool { name: "PostgreSQL", is_there: servers::has_postgres, package: "postgresql" },
+    Tool { name: "MariaDB", is_there: servers::has_mariadb, package: "mariadb-server" },
 ];
 
 struct Step {
@@ -123,14 +135,15 @@ fn tools(workspace: &Workspace) -> Result<()> {
                 .map_err(|problem| format!("{name} is missing, a component of the Rust toolchain: {problem}"))?;
         }
     }
-    for tool in TOOLS.iter().filter(|tool| !is_there(tool)) {
+    for tool in TOOLS.iter().filter(|tool| !(tool.is_there)()) {
         install(tool)?;
     }
     Ok(())
 }
 
-fn is_there(tool: &Tool) -> bool {
-    tool.check.split_first().is_some_and(|(program, args)| answers(Command::new(program).args(args)))
+/// Whether a tool is there, told by a command that ends well.
+fn ends_well(program: &str, args: &[&str]) -> bool {
+    answers(Command::new(program).args(args))
 }
 
 /// Says whether this run also checks the oldest Rust that is supported; an error where the running one is older.
@@ -158,8 +171,7 @@ fn minor(version: &str) -> Option<(u32, u32)> {
 
 fn install(tool: &Tool) -> Result<()> {
     let Tool { name, package, .. } = tool;
-    let is_root = output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
-    if !is_root || !answers(Command::new("apt-get").arg("--version")) {
+    if !is_root() || !answers(Command::new("apt-get").arg("--version")) {
         return Err(format!("{name} is missing, and can't be installed here: install it (Debian: {package})"));
     }
     let apt = || {
@@ -202,12 +214,17 @@ fn test(workspace: &Workspace) -> Result<()> {
         command
     };
     run(&mut tests(&[]))?;
-    let ignored = ["--tests", "--", "--ignored", NEEDS_RUNTIMES];
-    let list = output(tests(&ignored).arg("--list"))?;
-    if !list.lines().any(|line| line.ends_with(": test")) {
-        return Err(format!("there is no ignored test with `{NEEDS_RUNTIMES}` in its name"));
+    let servers = Servers::start()?;
+    for need in NEEDS {
+        // What takes long is for `cargo xtask soak`.
+        let ignored = ["--tests", "--", "--ignored", need, "--skip", "soak"];
+        let list = output(tests(&ignored).arg("--list"))?;
+        if !list.lines().any(|line| line.ends_with(": test")) {
+            return Err(format!("there is no ignored test with `{need}` in its name"));
+        }
+        run(tests(&ignored).envs(servers.variables()))?;
     }
-    run(&mut tests(&ignored))
+    Ok(())
 }
 
 fn api_docs(workspace: &Workspace) -> Result<()> {
@@ -260,9 +277,9 @@ mod tests {
 
     #[test]
     fn a_tool_is_there_if_its_command_ends_well() {
-        assert!(is_there(&Tool { name: "true", check: &["true"], package: "coreutils" }));
-        assert!(!is_there(&Tool { name: "false", check: &["false"], package: "coreutils" }));
-        assert!(!is_there(&Tool { name: "none", check: &["no-such-program"], package: "none" }));
+        assert!(ends_well("sh", &["-c", "exit 0"]));
+        assert!(!ends_well("sh", &["-c", "exit 1"]));
+        assert!(!ends_well("no-such-program", &[]));
     }
 
     #[test]
