@@ -153,13 +153,13 @@ fn multiply(url: &str, size: Size) -> String {
         name("i"),
         uuid("i", 1),
     );
+    let number = "CAST(substr(name, 2) AS BIGINT)";
     let _ = writeln!(
         script,
-        "INSERT INTO fg_function_labels (tenant, label_key, label_value, name) SELECT '{tenant}', {}, {}, {} \
-         FROM {functions} AS numbers;",
+        "INSERT INTO fg_function_labels (tenant, label_key, label_value, name, seq) SELECT tenant, {}, {}, name, seq \
+         FROM fg_functions WHERE name <> 'f0000000';",
         text("'team'"),
-        text(&format!("'team-' || (i % {groups})")),
-        name("i"),
+        text(&format!("'team-' || ({number} % {groups})")),
     );
     let _ = writeln!(
         script,

@@ -105,3 +105,8 @@ pub use store::{
 };
 pub use time::{Clock, Deadline, SystemClock, Timestamp};
 pub use trace::TraceParent;
+
+/// The code in docs/operations.md, compiled.
+#[cfg(all(doctest, feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[doc = include_str!("../../docs/operations.md")]
+pub struct Operations;

@@ -6,6 +6,7 @@
 //! | feature | what it brings |
 //! |---|---|
 //! | `local-process` | [`drivers::local_process`]: functions as processes on this machine |
+//! | `sqlite`, `postgres`, `mysql` | [`store::sql`]: functions and records in a database |
 //! | `validation` | [`middleware::validation`]: input and output checked with JSON Schema |
 //! | `secrets` | [`middleware::secrets`]: secrets for each call |
 

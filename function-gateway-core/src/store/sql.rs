@@ -15,9 +15,6 @@ mod records;
 mod retention;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-#[cfg(test)]
-#[cfg(feature = "sqlite")]
-mod tests;
 mod writer;
 
 use std::fmt;
@@ -29,7 +26,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use self::engine::{Connected, Engine, Session};
-use self::fault::Fault;
+use self::fault::{Fault, FaultKind};
 use self::retention::Crowded;
 use self::writer::Writer;
 use super::{Durability, FunctionFilter, FunctionStore, InvocationStore, Lease, Page, PageRequest};
@@ -226,14 +223,17 @@ impl SqlStore {
     /// [`ErrorKind::Store`] where the server is out of reach.
     pub async fn connect(url: &str, options: SqlStoreOptions) -> Result<Self> {
         let runtime = options.runtime.clone().map_or_else(current_runtime, Ok)?;
-        let opening = async {
-            let Connected { engine, undurable } = connect(url, &options, &runtime).await?;
-            let engine: Arc<dyn Engine> = Arc::from(engine);
-            let gateway = migrate::migrate(&*engine, options.gateway.as_ref()).await?;
-            Ok::<_, Fault>((engine, undurable, gateway))
+        let deadline = Instant::now() + options.operation_timeout;
+        let (engine, undurable, gateway) = loop {
+            match open(url, &options, &runtime).await {
+                Ok(opened) => break opened,
+                // Another process opens it too.
+                Err(fault) if fault.is(FaultKind::Contended) && Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(5).mul_f64(0.5 + fastrand::f64())).await;
+                }
+                Err(fault) => return Err(fault.into_error().with_operation("open the store")),
+            }
         };
-        let (engine, undurable, gateway) =
-            opening.await.map_err(|fault| fault.into_error().with_operation("open the store"))?;
         let crowded = Arc::new(Crowded::default());
         let writer = Writer::start(Arc::clone(&engine), Arc::clone(&crowded), &options, &runtime);
         Ok(Self(Arc::new(Shared { engine, options, gateway, writer, crowded, undurable })))
@@ -243,7 +243,9 @@ impl SqlStore {
     pub async fn close(&self) {
         // What can't be written within the time of an operation is told by the writer.
         let _ = self.0.writer.flush().await;
-        self.0.engine.close().await;
+        self.0.writer.close();
+        // A connection that does not come to its end is not waited for.
+        let _ = tokio::time::timeout(self.0.options.operation_timeout, self.0.engine.close()).await;
     }
 
     /// Reads.
@@ -268,6 +270,9 @@ impl SqlStore {
             };
             // Those that met must not meet again.
             let wait = pause.mul_f64(0.5 + fastrand::f64());
+            if self.0.engine.is_closed() {
+                return Err(closed());
+            }
             if !fault.may_be_repeated() || Instant::now() + wait >= deadline {
                 return Err(fault.into_error());
             }
@@ -279,12 +284,21 @@ impl SqlStore {
     async fn attempt<O: Operation>(&self, access: Access, operation: &O) -> Result<O::Answer, Fault> {
         let engine = &self.0.engine;
         match access {
-            Access::Read => operation.run(&mut *engine.reader().await?).await,
+            Access::Read => {
+                let mut session = engine.reader().await?;
+                let answer = operation.run(&mut *session).await;
+                session.release().await;
+                answer
+            }
             Access::Write => {
                 let mut session = engine.transaction().await?;
-                let answer = operation.run(&mut *session).await?;
-                session.commit().await?;
-                Ok(answer)
+                match operation.run(&mut *session).await {
+                    Ok(answer) => session.commit().await.map(|()| answer),
+                    Err(fault) => {
+                        session.release().await;
+                        Err(fault)
+                    }
+                }
             }
         }
     }
@@ -300,6 +314,11 @@ impl SqlStore {
     }
 }
 
+/// The error for whatever is asked of a store that is closed.
+fn closed() -> Error {
+    Error::new(ErrorKind::Store, "the store is closed").with_retry(crate::Retry::Never)
+}
+
 fn current_runtime() -> Result<Handle> {
     Handle::try_current().map_err(|error| {
         Error::new(ErrorKind::Misconfigured, "a store needs a tokio runtime: open it in one, or give it a handle")
@@ -307,11 +326,19 @@ fn current_runtime() -> Result<Handle> {
     })
 }
 
+type Opened = (Arc<dyn Engine>, Option<&'static str>, GatewayId);
+
+async fn open(url: &str, options: &SqlStoreOptions, runtime: &Handle) -> Result<Opened, Fault> {
+    let Connected { engine, undurable } = connect(url, options, runtime).await?;
+    let gateway = migrate::migrate(&*engine, options.gateway.as_ref()).await?;
+    Ok((Arc::from(engine), undurable, gateway))
+}
+
 async fn connect(url: &str, options: &SqlStoreOptions, runtime: &Handle) -> Result<Connected, Fault> {
     let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
     match scheme {
         #[cfg(feature = "sqlite")]
-        "sqlite" => sqlite::connect(url.trim_start_matches("sqlite:"), options, runtime).await,
+        "sqlite" => sqlite::connect(url.strip_prefix("sqlite:").unwrap_or(url), options, runtime).await,
         #[cfg(feature = "postgres")]
         "postgres" | "postgresql" => postgres::connect(url, options).await,
         #[cfg(feature = "mysql")]
@@ -322,12 +349,29 @@ async fn connect(url: &str, options: &SqlStoreOptions, runtime: &Handle) -> Resu
             Err(Error::new(ErrorKind::Unsupported, message).into())
         }
         _ => {
-            let message = format!(
-                "the URL of a store begins with its engine, such as sqlite:, postgres:// or mysql://, not with {scheme:?}"
-            );
+            // What is no scheme may be anything, a password too.
+            let is_scheme = scheme.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "+.-".contains(c));
+            let found = if is_scheme { format!(", not with {scheme:?}") } else { String::new() };
+            let message =
+                format!("the URL of a store begins with its engine, such as sqlite:, postgres:// or mysql://{found}");
             Err(Error::new(ErrorKind::InvalidArgument, message).into())
         }
     }
+}
+
+/// Refuses a URL that sets what nobody honours.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+fn check_parameters(url: &str, known: &[&str]) -> Result<(), Fault> {
+    let (_, query) = url.split_once('?').unwrap_or_default();
+    let names = query.split('&').filter_map(|pair| pair.split('=').next()).filter(|name| !name.is_empty());
+    for name in names {
+        if !known.contains(&name) {
+            let message =
+                format!("the URL of the store sets {name:?}, which is not known: known are {}", known.join(", "));
+            return Err(Error::new(ErrorKind::InvalidArgument, message).into());
+        }
+    }
+    Ok(())
 }
 
 /// The error for a URL that a driver can't read. The URL has a password and is not shown.
@@ -466,3 +510,7 @@ impl InvocationStore for SqlStore {
         retention::retain(self, retention, now, limit).await
     }
 }
+
+#[cfg(test)]
+#[cfg(feature = "sqlite")]
+mod tests;

@@ -131,9 +131,7 @@ pub(crate) async fn a_server_that_is_killed(times: u64) {
     let mut random = fastrand::Rng::with_seed(seed());
     for _ in 0..times {
         let wanted = acknowledged.load(Ordering::Relaxed) + random.usize(100..2000);
-        while acknowledged.load(Ordering::Relaxed) < wanted {
-            tokio::task::yield_now().await;
-        }
+        reached(&acknowledged, wanted).await;
         let pid = std::fs::read_to_string(format!("{data}/postmaster.pid")).unwrap();
         let pid = pid.lines().next().unwrap().to_owned();
         assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
@@ -142,9 +140,7 @@ pub(crate) async fn a_server_that_is_killed(times: u64) {
         assert!(started.await.unwrap().unwrap().success());
     }
     let wanted = acknowledged.load(Ordering::Relaxed) + 200;
-    while acknowledged.load(Ordering::Relaxed) < wanted {
-        tokio::task::yield_now().await;
-    }
+    reached(&acknowledged, wanted).await;
     done.store(true, Ordering::Relaxed);
     let mut expected = BTreeSet::new();
     for recorder in recorders {
@@ -154,6 +150,16 @@ pub(crate) async fn a_server_that_is_killed(times: u64) {
     let kept = all(&store).await;
     let lost: Vec<_> = expected.difference(&kept).collect();
     assert_eq!(lost, Vec::<&InvocationId>::new(), "seed {}", seed());
+}
+
+/// Gives up on what hangs, so that a broken test fails instead of running for ever.
+async fn reached(acknowledged: &AtomicUsize, wanted: usize) {
+    let counting = async {
+        while acknowledged.load(Ordering::Relaxed) < wanted {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), counting).await.expect("records are written again");
 }
 
 /// Gives what the store has acknowledged. This process lives on, so what is only buffered counts as well.

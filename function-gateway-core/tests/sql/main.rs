@@ -13,11 +13,13 @@ mod faults;
 mod migrations;
 #[cfg(test)]
 mod recording;
+#[cfg(test)]
+mod sharing;
 
 #[cfg(test)]
 mod on_sqlite {
     use crate::common::{Database, opened};
-    use crate::{crashes, faults, migrations, recording};
+    use crate::{crashes, faults, migrations, recording, sharing};
 
     function_gateway_testkit::function_store_conformance!(opened(Database::sqlite()));
     function_gateway_testkit::invocation_store_conformance!(opened(Database::sqlite()));
@@ -58,6 +60,16 @@ mod on_sqlite {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn of_several_processes_one_wins() {
+        sharing::of_several_processes_one_wins(Database::sqlite()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_function_is_changed_by_one_gateway_while_another_executes_it() {
+        sharing::a_function_is_changed_by_one_gateway_while_another_executes_it(Database::sqlite()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_recorder_that_is_killed_loses_nothing_that_it_acknowledged() {
         crashes::a_recorder_that_is_killed(Database::sqlite(), 5).await;
     }
@@ -74,7 +86,7 @@ macro_rules! on_server {
     ($module:ident, $database:expr, $needs:literal) => {
         mod $module {
             use crate::common::{Database, opened};
-            use crate::{crashes, faults, migrations, recording};
+            use crate::{crashes, faults, migrations, recording, sharing};
 
             function_gateway_testkit::function_store_conformance!(
                 #[ignore = $needs]
@@ -143,6 +155,18 @@ macro_rules! on_server {
             #[ignore = $needs]
             async fn a_full_buffer_makes_calls_wait_and_loses_nothing() {
                 recording::a_full_buffer_makes_calls_wait_and_loses_nothing($database.await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            #[ignore = $needs]
+            async fn of_several_processes_one_wins() {
+                sharing::of_several_processes_one_wins($database.await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            #[ignore = $needs]
+            async fn a_function_is_changed_by_one_gateway_while_another_executes_it() {
+                sharing::a_function_is_changed_by_one_gateway_while_another_executes_it($database.await).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]

@@ -61,7 +61,7 @@ pub(crate) async fn what_is_buffered_is_written_when_a_gateway_shuts_down(databa
 }
 
 pub(crate) async fn a_full_buffer_makes_calls_wait_and_loses_nothing(database: Database) {
-    let options = options().with_max_buffered_records(4).with_flush_interval(Duration::ZERO);
+    let options = options().with_max_buffered_records(4).with_flush_interval(NEVER);
     let store = open(&database, options).await;
     let revision = function("a").1;
     let lock = database.lock().await;

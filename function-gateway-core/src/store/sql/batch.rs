@@ -121,6 +121,8 @@ pub(super) struct Written {
     pub(super) figures: Figures,
     /// The functions of what has ended.
     pub(super) ended: Vec<FunctionId>,
+    /// The place of a record that it writes.
+    probe: Option<usize>,
 }
 
 /// What is known of the record of an id.
@@ -134,7 +136,7 @@ struct Known<'a> {
 
 enum Placed<'a> {
     /// In the database.
-    Stored { document: Option<String> },
+    Stored,
     /// To be written by this batch, in place of a stored one or as a new one.
     Pending { replaces: bool, record: &'a Encoded },
 }
@@ -142,8 +144,8 @@ enum Placed<'a> {
 impl From<&Begun> for Known<'_> {
     fn from(begun: &Begun) -> Self {
         let Begun { key, function, created_at } = begun;
-        let place = Placed::Stored { document: None };
-        Self { is_final: false, key: key.clone(), function: *function, created_at: *created_at, place }
+        let (key, function, created_at) = (key.clone(), *function, *created_at);
+        Self { is_final: false, key, function, created_at, place: Placed::Stored }
     }
 }
 
@@ -166,8 +168,6 @@ pub(super) enum Expect {
     Begun,
     /// The database has to be asked.
     Some,
-    /// It may have been committed as it is.
-    Written,
 }
 
 /// An execution that has begun and is not known to have ended.
@@ -188,30 +188,26 @@ impl Begun {
 pub(super) async fn write(
     session: &mut dyn Session,
     batch: &[Encoded],
-    (figures, begun): (&Rollups, &HashMap<InvocationId, Begun>),
+    (figures, begun): (&mut Rollups, &HashMap<InvocationId, Begun>),
     expect: Expect,
 ) -> Result<Written, Fault> {
-    let again = expect == Expect::Written;
     let mut known = match expect {
         Expect::Begun => {
             let known =
                 |encoded: &Encoded| begun.get(&encoded.record.id).map(|begun| (encoded.record.id, begun.into()));
             batch.iter().filter_map(known).collect()
         }
-        Expect::Some | Expect::Written => read_known(session, batch, again).await?,
+        Expect::Some => read_known(session, batch).await?,
     };
     let mut outcomes = Vec::with_capacity(batch.len());
     let (mut ended, mut discarded) = (Vec::new(), Vec::new());
     let mut changed = Figures::default();
-    for encoded in batch {
+    let mut probe = None;
+    for (at, encoded) in batch.iter().enumerate() {
         let record = &*encoded.record;
         let outcome = match (encoded.change, known.entry(record.id)) {
             (Change::Begin | Change::Finish, Entry::Vacant(free)) => {
                 free.insert(Known::pending(false, encoded));
-                Ok(true)
-            }
-            (_, Entry::Occupied(taken)) if again && wrote(taken.get(), encoded) => {
-                // Its figures are those of the batch that was committed, which this one writes once more.
                 Ok(true)
             }
             (Change::Begin, Entry::Occupied(_)) => Err(record_exists(record)),
@@ -220,7 +216,7 @@ pub(super) async fn write(
             }
             (Change::Finish, Entry::Occupied(mut taken)) => {
                 let replaces = match taken.get().place {
-                    Placed::Stored { .. } => true,
+                    Placed::Stored => true,
                     Placed::Pending { replaces, .. } => replaces,
                 };
                 taken.insert(Known::pending(replaces, encoded));
@@ -230,13 +226,17 @@ pub(super) async fn write(
                 if let Entry::Occupied(taken) = place
                     && !taken.get().is_final
                     && taken.get().is_same(record)
-                    && matches!(taken.remove().place, Placed::Stored { .. })
+                    && matches!(taken.remove().place, Placed::Stored)
                 {
                     discarded.push(encoded);
                 }
                 Ok(false)
             }
         };
+        if matches!(outcome, Ok(true)) {
+            // The last one: no later record of the batch takes its place.
+            probe = Some(at);
+        }
         if matches!(outcome, Ok(true))
             && encoded.change == Change::Finish
             && let Some(at) = record.finished_at
@@ -248,7 +248,7 @@ pub(super) async fn write(
     }
     let pending = known.into_values().filter_map(|known| match known.place {
         Placed::Pending { replaces, record } => Some((replaces, record)),
-        Placed::Stored { .. } => None,
+        Placed::Stored => None,
     });
     let (mut new, mut replaced) = (Vec::new(), Vec::new());
     for (replaces, record) in pending {
@@ -263,25 +263,32 @@ pub(super) async fn write(
     insert_labels(session, new.iter().chain(&replaced).copied()).await?;
     discard(session, &discarded).await?;
     changed.write(session).await?;
-    Ok(Written { outcomes, figures: changed, ended })
+    Ok(Written { outcomes, figures: changed, ended, probe })
 }
 
-/// Whether the record in the database is this one, as an earlier try has written it.
-fn wrote(known: &Known<'_>, encoded: &Encoded) -> bool {
-    matches!(&known.place, Placed::Stored { document: Some(document) } if *document == encoded.document)
+/// Whether a batch was committed that this is the outcome of. A transaction is kept as a whole, so one of its rows tells; `false`
+/// for one that writes none.
+pub(super) async fn is_committed(
+    session: &mut dyn Session,
+    batch: &[Encoded],
+    written: &Written,
+) -> Result<bool, Fault> {
+    let Some(probe) = written.probe.and_then(|at| batch.get(at)) else { return Ok(false) };
+    let select = session.dialect().sql("SELECT document FROM fg_invocations WHERE id = ").arg(probe.id.as_str());
+    let found = session.row(select).await?;
+    Ok(found.is_some_and(|mut row| row.text(0).is_ok_and(|document| document == probe.document)))
 }
 
 /// Reads what there is of the ids of a batch, and locks it.
 async fn read_known<'a>(
     session: &mut dyn Session,
     batch: &[Encoded],
-    again: bool,
 ) -> Result<HashMap<InvocationId, Known<'a>>, Fault> {
     let dialect = session.dialect();
     let mut known = HashMap::with_capacity(batch.len());
     for ids in batch.chunks(MAX_ROWS) {
         let select = dialect.sql("SELECT id, tenant, name, function_id, created_at, state");
-        let select = select.sql(if again { ", document" } else { "" }).sql(" FROM fg_invocations WHERE ");
+        let select = select.sql(" FROM fg_invocations WHERE ");
         let select = select.any_of("id", ids.iter().map(|encoded| encoded.id.as_str())).sql(dialect.for_update);
         for mut row in session.rows(select).await? {
             let mut read = || {
@@ -293,7 +300,7 @@ async fn read_known<'a>(
                     key,
                     function: row.parse(3)?,
                     created_at: Timestamp::from_micros(row.int(4)?),
-                    place: Placed::Stored { document: if again { Some(row.text(6)?) } else { None } },
+                    place: Placed::Stored,
                 };
                 Ok::<_, Unreadable>((row.parse(0)?, known))
             };
@@ -445,11 +452,12 @@ pub(super) struct Rollups(HashMap<RollupKey, OpenRollup>);
 pub(super) struct Figures(HashMap<RollupKey, OpenRollup>);
 
 impl Figures {
-    fn record(&mut self, before: &Rollups, minute: Minute, record: &InvocationRecord) {
+    fn record(&mut self, before: &mut Rollups, minute: Minute, record: &InvocationRecord) {
         let key = (record.key.tenant.clone(), record.key.name.clone(), minute);
         let open = self.0.entry(key).or_insert_with_key(|key| {
+            // The row gets its id before it is written: what is written once more is the same row.
             let new = || OpenRollup { id: Uuid::now_v7().to_string(), rollup: Rollup::default() };
-            before.0.get(key).cloned().unwrap_or_else(new)
+            before.0.entry(key.clone()).or_insert_with(new).clone()
         });
         open.rollup.record(record);
     }
@@ -523,6 +531,6 @@ mod tests {
     fn a_piece_that_is_large_enough_takes_no_more() {
         let items = [MAX_BYTES + 1, 1, 1, MAX_BYTES, 1, 1];
         let lengths: Vec<_> = pieces(&items, |bytes| *bytes).map(<[usize]>::len).collect();
-        assert_eq!(lengths, [1, 2, 2, 1]);
+        assert_eq!(lengths, [1, 3, 2]);
     }
 }

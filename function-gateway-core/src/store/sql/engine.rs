@@ -31,6 +31,8 @@ pub(super) trait Engine: fmt::Debug + Send + Sync + 'static {
 
     /// Ends all connections.
     async fn close(&self);
+
+    fn is_closed(&self) -> bool;
 }
 
 /// What opening a database gives.
@@ -68,6 +70,9 @@ pub(super) trait Session: Send {
 
     /// Keeps what was done. Where each statement is a transaction of its own, it is kept already.
     async fn commit(self: Box<Self>) -> Result<(), Fault>;
+
+    /// Undoes what is not committed, and gives the connection back. One that is dropped without may be busy still.
+    async fn release(self: Box<Self>);
 }
 
 pub(super) type TakeRow<'a> = &'a mut (dyn FnMut(Row) -> ControlFlow<()> + Send);
@@ -355,7 +360,7 @@ impl Row {
 
 /// Makes what derefs to a connection of an engine a [`Session`]. The module has `bind`, `cell` and `fault` for its engine.
 macro_rules! session {
-    ($database:ty, $session:ty, |$self_:ident| $commit:expr) => {
+    ($database:ty, $session:ty, |$self_:ident| $commit:expr, |$released:ident| $release:expr) => {
         #[async_trait]
         impl Session for $session {
             fn dialect(&self) -> &'static Dialect {
@@ -390,10 +395,101 @@ macro_rules! session {
                 let $self_ = self;
                 $commit
             }
+
+            async fn release(self: Box<Self>) {
+                let $released = self;
+                $release
+            }
         }
     };
 }
 pub(super) use session;
+
+/// Makes `Held`: a connection of a server's pool, which begins and ends its transaction itself. Dropped in the middle of a
+/// statement or a transaction it is closed: nobody knows how long the server is busy with it, and a pool that waited for
+/// that would run out of connections.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+macro_rules! held {
+    ($database:ty) => {
+        struct Held {
+            connection: PoolConnection<$database>,
+            in_transaction: bool,
+            /// Whether a statement is under way, or has broken the connection.
+            busy: bool,
+        }
+
+        impl Held {
+            fn new(connection: PoolConnection<$database>) -> Self {
+                Self { connection, in_transaction: false, busy: false }
+            }
+
+            async fn run(&mut self, text: &'static str) -> Result<(), Fault> {
+                self.busy = true;
+                let done = sqlx::Executor::execute(&mut *self.connection, text).await.map_err(fault);
+                self.busy = done.as_ref().is_err_and(Fault::breaks_connection);
+                done.map(|_| ())
+            }
+
+            async fn begin(mut self) -> Result<Self, Fault> {
+                self.in_transaction = true;
+                self.run("BEGIN").await?;
+                Ok(self)
+            }
+        }
+
+        impl Drop for Held {
+            fn drop(&mut self) {
+                if self.busy || self.in_transaction {
+                    self.connection.close_on_drop();
+                }
+            }
+        }
+
+        #[async_trait]
+        impl Session for Held {
+            fn dialect(&self) -> &'static Dialect {
+                &DIALECT
+            }
+
+            async fn execute(&mut self, statement: Statement) -> Result<u64, Fault> {
+                self.busy = true;
+                let done = Session::execute(&mut self.connection, statement).await;
+                self.busy = done.as_ref().is_err_and(Fault::breaks_connection);
+                done
+            }
+
+            async fn each(&mut self, statement: Statement, take: TakeRow<'_>) -> Result<(), Fault> {
+                self.busy = true;
+                let done = self.connection.each(statement, take).await;
+                self.busy = done.as_ref().is_err_and(Fault::breaks_connection);
+                done
+            }
+
+            async fn script(&mut self, script: &'static str) -> Result<(), Fault> {
+                self.busy = true;
+                let done = self.connection.script(script).await;
+                self.busy = done.as_ref().is_err_and(Fault::breaks_connection);
+                done
+            }
+
+            async fn commit(mut self: Box<Self>) -> Result<(), Fault> {
+                if self.in_transaction {
+                    self.run("COMMIT").await.map_err(Fault::at_commit)?;
+                    self.in_transaction = false;
+                }
+                Ok(())
+            }
+
+            async fn release(mut self: Box<Self>) {
+                if self.in_transaction && !self.busy && self.run("ROLLBACK").await.is_ok() {
+                    self.in_transaction = false;
+                }
+            }
+        }
+    };
+}
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(super) use held;
 
 #[cfg(test)]
 mod tests {

@@ -162,12 +162,26 @@ impl Fault {
         }
     }
 
-    /// Whether a transaction that failed like this was undone for a reason that goes away by itself.
+    /// Whether a transaction that failed like this was certainly undone, for a reason that goes away by itself.
     pub(super) fn may_be_repeated(&self) -> bool {
+        use FaultKind::{Contended, Lost, Refusing, Unreachable};
+        matches!(self, Self::Database { kind: Contended | Lost | Refusing | Unreachable, at_commit: false, .. })
+            || self.is(Contended)
+    }
+
+    /// Whether the connection that it came by is of no more use.
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    pub(super) fn breaks_connection(&self) -> bool {
         matches!(
             self,
-            Self::Database { kind: FaultKind::Contended | FaultKind::Lost | FaultKind::Refusing, at_commit: false, .. }
-        ) || self.is(FaultKind::Contended)
+            Self::Database { kind: FaultKind::Lost | FaultKind::Unreachable | FaultKind::Refusing, .. }
+                | Self::TimedOut
+        )
+    }
+
+    /// Whether it is for what was to be written, and not for the state that the database is in.
+    pub(super) fn is_of_content(&self) -> bool {
+        self.is(FaultKind::Value) || matches!(self, Self::Unexpected | Self::Answer(_))
     }
 
     /// The error for whoever asked.

@@ -26,7 +26,7 @@ pub(super) async fn migrate(engine: &dyn Engine, wanted: Option<&GatewayId>) -> 
         Err(fault) if fault.is(FaultKind::NoTable) => None,
         found => found?,
     };
-    drop(session);
+    session.release().await;
     let schema = match found {
         Some(schema) if schema.version >= known => schema,
         _ => update(engine, wanted).await?,

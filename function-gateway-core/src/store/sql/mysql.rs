@@ -11,11 +11,12 @@ use sqlx::mysql::{
 };
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
-use sqlx::{ConnectOptions as _, Executor as _, Row as _, Transaction, TypeInfo as _, ValueRef as _};
+use sqlx::{ConnectOptions as _, Executor as _, Row as _, TypeInfo as _, ValueRef as _};
 
 use super::SqlStoreOptions;
 use super::engine::{
-    Cell, Connected, Dialect, Engine, Migration, Row, STATEMENTS, Session, Statement, TakeRow, Upsert, Value, session,
+    Cell, Connected, Dialect, Engine, Migration, Row, STATEMENTS, Session, Statement, TakeRow, Upsert, Value, held,
+    session,
 };
 use super::fault::{Fault, FaultKind};
 
@@ -32,20 +33,29 @@ static DIALECT: Dialect = Dialect {
 static MIGRATIONS: [Migration; 1] =
     [Migration { version: 1, min_reader: 1, script: include_str!("migrations/mysql/0001.sql") }];
 
+/// What a URL may set. sqlx takes no notice of others: one that is misspelt would not do what is wanted.
+const PARAMETERS: [&str; 8] = ["ssl-mode", "sslmode", "ssl-ca", "sslca", "ssl-cert", "ssl-key", "socket", "charset"];
+
 #[derive(Debug)]
 struct MysqlEngine {
     pool: MySqlPool,
 }
 
 pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Connected, Fault> {
+    super::check_parameters(url, &PARAMETERS)?;
     let server: MySqlConnectOptions = url.parse().map_err(|error| super::unreadable_url(&error))?;
+    let seconds = options.operation_timeout.as_secs().clamp(1, 86_400);
     let pool = MySqlPoolOptions::new()
         .max_connections(options.max_connections.max(2))
         .acquire_timeout(options.acquire_timeout())
         // One that turns out to be broken is replaced, which is cheaper than to ask each time.
         .test_before_acquire(false)
-        .after_connect(|connection, _| {
+        .after_connect(move |connection, _| {
             Box::pin(async move {
+                // What is given up here waits in the server for no longer.
+                let bounds =
+                    format!("SET SESSION innodb_lock_wait_timeout = {seconds}, SESSION lock_wait_timeout = {seconds}");
+                connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(bounds))).await?;
                 // What is locked for a change is what is changed, and not the gaps beside it.
                 connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
                 Ok(())
@@ -56,10 +66,19 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Conn
         // A new pool is not full: it could not connect.
         .map_err(|error| fault(error).unless_full(false))?;
     let engine = MysqlEngine { pool };
-    let at_commit = engine.reader().await?.row(DIALECT.sql("SELECT @@GLOBAL.innodb_flush_log_at_trx_commit")).await?;
-    let undurable = at_commit
-        .is_some_and(|mut row| row.int(0).is_ok_and(|at_commit| at_commit != 1))
-        .then_some("innodb_flush_log_at_trx_commit is not 1 in the server, so it may lose what it has committed");
+    let settings = "SELECT CAST(@@GLOBAL.innodb_flush_log_at_trx_commit AS SIGNED), CAST(@@GLOBAL.log_bin AS SIGNED), \
+                    CAST(@@GLOBAL.sync_binlog AS SIGNED)";
+    let mut session = engine.reader().await?;
+    let undurable = session.row(DIALECT.sql(settings)).await?.and_then(|mut row| {
+        let (at_commit, has_binlog, sync_binlog) = (row.int(0).ok()?, row.int(1).ok()?, row.int(2).ok()?);
+        if !matches!(at_commit, 1 | 3) {
+            return Some("innodb_flush_log_at_trx_commit is not 1 in the server, so it may lose what it has committed");
+        }
+        // At its start the server undoes what is missing there.
+        let loses = has_binlog != 0 && sync_binlog != 1;
+        loses.then_some("the server writes a binary log and sync_binlog is not 1, so it may lose what it has committed")
+    });
+    session.release().await;
     Ok(Connected { engine: Box::new(engine), undurable })
 }
 
@@ -70,13 +89,13 @@ fn fault(error: sqlx::Error) -> Fault {
 fn of_database(error: &dyn DatabaseError) -> FaultKind {
     // https://mariadb.com/docs/server/reference/error-codes
     match error.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number) {
-        Some(1205 | 1213 | 1020 | 3572) => FaultKind::Contended,
-        Some(1040 | 1053 | 1203 | 1226) => FaultKind::Refusing,
+        Some(1205 | 1213 | 1020 | 3572 | 1969 | 3024) => FaultKind::Contended,
+        Some(1040 | 1053 | 1203 | 1226 | 1047 | 4031) => FaultKind::Refusing,
         Some(1927 | 1077 | 1079) => FaultKind::Lost,
         Some(1146) => FaultKind::NoTable,
         Some(1044 | 1045 | 1142 | 1227 | 1698) => FaultKind::Denied,
         Some(1049) => FaultKind::NoDatabase,
-        Some(1021 | 1114 | 1041) => FaultKind::Full,
+        Some(1021 | 1026 | 1030 | 1114 | 1041) => FaultKind::Full,
         Some(1264 | 1265 | 1292 | 1366 | 1406 | 1153) => FaultKind::Value,
         Some(1290 | 1792 | 1836) => FaultKind::ReadOnly,
         Some(1034 | 1712) => FaultKind::Damaged,
@@ -105,10 +124,8 @@ fn cell(row: &MySqlRow, column: usize) -> Result<Cell, String> {
     cell.map_err(|error| error.to_string())
 }
 
-session!(MySql, PoolConnection<MySql>, |_connection| Ok(()));
-session!(MySql, Transaction<'static, MySql>, |transaction| {
-    Transaction::commit(*transaction).await.map_err(|error| fault(error).at_commit())
-});
+session!(MySql, PoolConnection<MySql>, |_connection| Ok(()), |_connection| ());
+held!(MySql);
 
 /// A connection of its own that holds the lock of migrations; closing it gives the lock back.
 struct Locked(MySqlConnection);
@@ -127,7 +144,7 @@ impl DerefMut for Locked {
     }
 }
 
-session!(MySql, Locked, |_connection| Ok(()));
+session!(MySql, Locked, |_connection| Ok(()), |_connection| ());
 
 impl MysqlEngine {
     fn refused(&self, error: sqlx::Error) -> Fault {
@@ -142,16 +159,18 @@ impl Engine for MysqlEngine {
     }
 
     async fn reader(&self) -> Result<Box<dyn Session>, Fault> {
-        Ok(Box::new(self.pool.acquire().await.map_err(|error| self.refused(error))?))
+        Ok(Box::new(Held::new(self.pool.acquire().await.map_err(|error| self.refused(error))?)))
     }
 
     async fn transaction(&self) -> Result<Box<dyn Session>, Fault> {
-        Ok(Box::new(self.pool.begin().await.map_err(|error| self.refused(error))?))
+        let connection = self.pool.acquire().await.map_err(|error| self.refused(error))?;
+        Ok(Box::new(Held::new(connection).begin().await?))
     }
 
     async fn exclusive(&self) -> Result<Box<dyn Session>, Fault> {
         let connection = self.pool.acquire().await.map_err(|error| self.refused(error))?;
         let mut session: Box<dyn Session> = Box::new(Locked(connection.detach()));
+        session.execute(DIALECT.sql("SET SESSION lock_wait_timeout = 86400")).await?;
         // The name of a lock is the server's: databases must not wait for each other.
         let lock = DIALECT.sql("SELECT GET_LOCK(CONCAT('function-gateway/', MD5(DATABASE())), 60)");
         let answer = session.row(lock).await?.map(|mut row| row.int(0));
@@ -164,5 +183,9 @@ impl Engine for MysqlEngine {
 
     async fn close(&self) {
         self.pool.close().await;
+    }
+
+    fn is_closed(&self) -> bool {
+        self.pool.is_closed()
     }
 }

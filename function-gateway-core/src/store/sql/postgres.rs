@@ -6,11 +6,12 @@ use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{ConnectOptions as _, Executor as _, Postgres, Row as _, Transaction, TypeInfo as _, ValueRef as _};
+use sqlx::{ConnectOptions as _, Executor as _, Postgres, Row as _, TypeInfo as _, ValueRef as _};
 
 use super::SqlStoreOptions;
 use super::engine::{
-    Cell, Connected, Dialect, Engine, Migration, Row, STATEMENTS, Session, Statement, TakeRow, Upsert, Value, session,
+    Cell, Connected, Dialect, Engine, Migration, Row, STATEMENTS, Session, Statement, TakeRow, Upsert, Value, held,
+    session,
 };
 use super::fault::{Fault, FaultKind};
 
@@ -25,20 +26,28 @@ static DIALECT: Dialect = Dialect {
 static MIGRATIONS: [Migration; 1] =
     [Migration { version: 1, min_reader: 1, script: include_str!("migrations/postgres/0001.sql") }];
 
+/// What a URL may set. sqlx writes others, with their values, into the log.
+const PARAMETERS: [&str; 8] = ["sslmode", "sslrootcert", "sslcert", "sslkey", "host", "hostaddr", "port", "options"];
+
 #[derive(Debug)]
 struct PostgresEngine {
     pool: PgPool,
 }
 
 pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Connected, Fault> {
+    super::check_parameters(url, &PARAMETERS)?;
     let server: PgConnectOptions = url.parse().map_err(|error| super::unreadable_url(&error))?;
+    let millis = options.operation_timeout.as_millis().clamp(1, 86_400_000);
     let pool = PgPoolOptions::new()
         .max_connections(options.max_connections.max(2))
         .acquire_timeout(options.acquire_timeout())
         // One that turns out to be broken is replaced, which is cheaper than to ask each time.
         .test_before_acquire(false)
-        .after_connect(|connection, _| {
+        .after_connect(move |connection, _| {
             Box::pin(async move {
+                // What is given up here goes on in the server for no longer.
+                let bounds = format!("SET statement_timeout = {millis}; SET lock_timeout = {millis}");
+                connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(bounds))).await?;
                 // A server may be set up to answer a commit before it is on the disk.
                 connection
                     .execute("SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'")
@@ -51,7 +60,9 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Conn
         // A new pool is not full: it could not connect.
         .map_err(|error| fault(error).unless_full(false))?;
     let engine = PostgresEngine { pool };
-    let fsync = engine.reader().await?.row(DIALECT.sql("SHOW fsync")).await?;
+    let mut session = engine.reader().await?;
+    let fsync = session.row(DIALECT.sql("SHOW fsync")).await?;
+    session.release().await;
     let undurable = fsync
         .is_some_and(|mut row| row.text(0).is_ok_and(|fsync| fsync == "off"))
         .then_some("fsync is off in the server, so it may lose what it has committed");
@@ -66,8 +77,8 @@ fn of_database(error: &dyn DatabaseError) -> FaultKind {
     // https://www.postgresql.org/docs/current/errcodes-appendix.html
     let code = error.code().unwrap_or_default();
     match &*code {
-        "40001" | "40P01" | "55P03" => FaultKind::Contended,
-        "53300" | "57P01" | "57P02" | "57P03" => FaultKind::Refusing,
+        "40001" | "40P01" | "55P03" | "57014" => FaultKind::Contended,
+        "53300" | "57P01" | "57P02" | "57P03" | "57P05" | "25P03" => FaultKind::Refusing,
         "42P01" => FaultKind::NoTable,
         "42501" => FaultKind::Denied,
         "3D000" => FaultKind::NoDatabase,
@@ -102,10 +113,8 @@ fn cell(row: &PgRow, column: usize) -> Result<Cell, String> {
     cell.map_err(|error| error.to_string())
 }
 
-session!(Postgres, PoolConnection<Postgres>, |_connection| Ok(()));
-session!(Postgres, Transaction<'static, Postgres>, |transaction| {
-    Transaction::commit(*transaction).await.map_err(|error| fault(error).at_commit())
-});
+session!(Postgres, PoolConnection<Postgres>, |_connection| Ok(()), |_connection| ());
+held!(Postgres);
 
 impl PostgresEngine {
     fn refused(&self, error: sqlx::Error) -> Fault {
@@ -120,15 +129,19 @@ impl Engine for PostgresEngine {
     }
 
     async fn reader(&self) -> Result<Box<dyn Session>, Fault> {
-        Ok(Box::new(self.pool.acquire().await.map_err(|error| self.refused(error))?))
+        Ok(Box::new(Held::new(self.pool.acquire().await.map_err(|error| self.refused(error))?)))
     }
 
     async fn transaction(&self) -> Result<Box<dyn Session>, Fault> {
-        Ok(Box::new(self.pool.begin().await.map_err(|error| self.refused(error))?))
+        let connection = self.pool.acquire().await.map_err(|error| self.refused(error))?;
+        Ok(Box::new(Held::new(connection).begin().await?))
     }
 
     async fn exclusive(&self) -> Result<Box<dyn Session>, Fault> {
         let mut session = self.transaction().await?;
+        // Others may be at it for long, and so may this one.
+        session.execute(DIALECT.sql("SET LOCAL statement_timeout = 0")).await?;
+        session.execute(DIALECT.sql("SET LOCAL lock_timeout = 0")).await?;
         // "fgwy" as a number; other programs that lock in this database use other numbers.
         session.execute(DIALECT.sql("SELECT pg_advisory_xact_lock(1718646649)")).await?;
         Ok(session)
@@ -140,5 +153,9 @@ impl Engine for PostgresEngine {
 
     async fn close(&self) {
         self.pool.close().await;
+    }
+
+    fn is_closed(&self) -> bool {
+        self.pool.is_closed()
     }
 }

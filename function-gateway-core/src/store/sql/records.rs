@@ -9,12 +9,11 @@ use super::Operation;
 use super::batch::{RECORD_COLUMNS, ROLLUP_FORMAT, decode};
 use super::engine::{Dialect, Row, Session, Statement, Unreadable};
 use super::fault::Fault;
-use super::functions::{Pager, Place, limited, unreadable};
-use crate::store::page::{invalid_cursor, read_record_place, record_place};
+use super::functions::{Pager, Place, is_plain, limited, unreadable};
+use crate::store::page::invalid_cursor;
 use crate::store::statistics::{Minute, Rollup};
 use crate::{
     CursorKind, InvocationId, InvocationRecord, Page, PageRequest, RecordFilter, Statistics, StatisticsQuery, TenantId,
-    Timestamp,
 };
 
 pub(super) struct Get<'a> {
@@ -41,7 +40,7 @@ pub(super) struct List<'a> {
 }
 
 impl List<'_> {
-    fn select(&self, dialect: &'static Dialect, after: Option<(Timestamp, InvocationId)>) -> Statement {
+    fn select(&self, dialect: &'static Dialect, after: Option<(i64, &str)>) -> Statement {
         let RecordFilter { name, function, state, class, caller, labels, from, until } = self.filter;
         let select = dialect.sql("SELECT ").sql(RECORD_COLUMNS).sql(" FROM ");
         // The table that the list goes along is the one whose index is in the order of time.
@@ -83,9 +82,9 @@ impl List<'_> {
         }
         if let Some((at, after)) = after {
             // Said so that every database takes it as one range of its index, and looks through those of that time alone.
-            statement = statement.sql(" AND ").sql(created_at).sql(" <= ").arg(at.as_micros()).sql(" AND (");
-            statement = statement.sql(created_at).sql(" < ").arg(at.as_micros()).sql(" OR ").sql(id).sql(" < ");
-            statement = statement.arg(after.to_string()).sql(")");
+            statement = statement.sql(" AND ").sql(created_at).sql(" <= ").arg(at).sql(" AND (");
+            statement = statement.sql(created_at).sql(" < ").arg(at).sql(" OR ").sql(id).sql(" < ");
+            statement = statement.arg(after).sql(")");
         }
         let order = format!(" ORDER BY {created_at} DESC, {id} DESC");
         limited(statement.sql(&order), self.page)
@@ -98,7 +97,7 @@ impl Operation for List<'_> {
 
     async fn run(&self, session: &mut dyn Session) -> Result<Self::Answer, Fault> {
         let after = self.page.key(CursorKind::Records)?;
-        let after = after.as_deref().map(|after| read_record_place(after).ok_or_else(invalid_cursor)).transpose()?;
+        let after = after.as_deref().map(|after| read_place(after).ok_or_else(invalid_cursor)).transpose()?;
         let mut pager = Pager::new(CursorKind::Records, self.page, decode, place);
         let select = self.select(session.dialect(), after);
         pager.add(session, select).await?;
@@ -106,10 +105,16 @@ impl Operation for List<'_> {
     }
 }
 
+/// As [`record_place`](crate::store::page::record_place) has it, whatever stands there as an id.
 fn place(row: &Row) -> Result<Place, Unreadable> {
-    let (at, id) = (Timestamp::from_micros(row.peek_int(0)?), row.peek_text(1)?);
-    let parsed = id.parse().map_err(|error: crate::InvalidName| Unreadable(error.to_string()))?;
-    Ok(Place { key: record_place(at, parsed), name: id.to_owned() })
+    let (at, id) = (row.peek_int(0)?, row.peek_text(1)?);
+    Ok(Place { key: format!("{at}/{id}"), name: id.to_owned() })
+}
+
+/// Reads a place, of which the id need not be one.
+fn read_place(key: &str) -> Option<(i64, &str)> {
+    let (at, id) = key.split_once('/').filter(|(_, id)| is_plain(id))?;
+    Some((at.parse().ok()?, id))
 }
 
 pub(super) struct ReadStatistics<'a> {

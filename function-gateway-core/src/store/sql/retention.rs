@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::batch::row_limit;
-use super::engine::{Session, Statement, stored};
+use super::engine::{Dialect, Session, Statement, stored};
 use super::fault::Fault;
 use super::{Operation, SqlStore};
 use crate::store::statistics::Minute;
@@ -82,19 +82,24 @@ pub(super) async fn retain(store: &SqlStore, retention: &Retention, now: Timesta
         deleted += store.write(&DeleteOld { before: now.minus(max_age), limit }).await?;
     }
     if let Some(max_age) = retention.max_statistics_age {
-        store.write(&DeleteFigures { before: now.minus(max_age), limit }).await?;
+        // Each batch by itself, so that writers get their turn; all of them, since their number is not told.
+        while store.write(&DeleteFigures { before: now.minus(max_age), limit }).await? == row_count(limit) {}
     }
     let Some(keep) = retention.max_per_function else { return Ok(deleted) };
     let room = |deleted: u64| limit.saturating_sub(usize::try_from(deleted).unwrap_or(usize::MAX));
     while room(deleted) > 0 {
         if let Some(function) = store.0.crowded.take() {
-            let limit = room(deleted);
-            let count = store.write(&DeleteExcess { function: &function.to_string(), keep, limit }).await;
-            let is_done = count.as_ref().is_ok_and(|count| *count < row_count(limit));
-            if !is_done {
-                store.0.crowded.note(&[function]);
+            // Where this fails, the function is found again when all are looked through.
+            let (limit, id) = (room(deleted), function.to_string());
+            let excess = DeleteExcess { function: &id, keep, limit };
+            // Most have no more than they may: to see that takes no lock.
+            if store.read(&HasExcess(&excess)).await? {
+                let count = store.write(&excess).await?;
+                if count == row_count(limit) {
+                    store.0.crowded.note(&[function]);
+                }
+                deleted += count;
             }
-            deleted += count?;
             continue;
         }
         let Some(after) = store.0.crowded.look_on(keep) else { break };
@@ -153,14 +158,15 @@ struct DeleteFigures {
 
 #[async_trait]
 impl Operation for DeleteFigures {
-    type Answer = ();
+    type Answer = u64;
 
-    async fn run(&self, session: &mut dyn Session) -> Result<(), Fault> {
+    async fn run(&self, session: &mut dyn Session) -> Result<u64, Fault> {
         let before = Minute::of(self.before).get();
         let select = session.dialect().sql("SELECT id FROM fg_rollups WHERE minute < ").arg(before);
         let rows = session.rows(select.sql(" LIMIT ").arg(row_limit(self.limit))).await?;
         let ids: Vec<String> = rows.into_iter().filter_map(|mut row| row.text(0).ok()).collect();
-        delete_rows(session, "fg_rollups", &ids).await
+        delete_rows(session, "fg_rollups", &ids).await?;
+        Ok(row_count(ids.len()))
     }
 }
 
@@ -170,15 +176,35 @@ struct DeleteExcess<'a> {
     limit: usize,
 }
 
+impl DeleteExcess<'_> {
+    /// So many of the records that are not to be kept.
+    fn select(&self, dialect: &'static Dialect, limit: usize) -> Statement {
+        let select = "SELECT id FROM fg_invocations WHERE finished_at IS NOT NULL AND function_id = ";
+        let select = dialect.sql(select).arg(self.function);
+        let select = select.sql(" ORDER BY created_at DESC, id DESC LIMIT ").arg(row_limit(limit));
+        select.sql(" OFFSET ").arg(stored(self.keep))
+    }
+}
+
+struct HasExcess<'a>(&'a DeleteExcess<'a>);
+
+#[async_trait]
+impl Operation for HasExcess<'_> {
+    type Answer = bool;
+
+    async fn run(&self, session: &mut dyn Session) -> Result<bool, Fault> {
+        let select = self.0.select(session.dialect(), 1);
+        Ok(session.row(select).await?.is_some())
+    }
+}
+
 #[async_trait]
 impl Operation for DeleteExcess<'_> {
     type Answer = u64;
 
     async fn run(&self, session: &mut dyn Session) -> Result<u64, Fault> {
-        let select = "SELECT id FROM fg_invocations WHERE finished_at IS NOT NULL AND function_id = ";
-        let select = session.dialect().sql(select).arg(self.function);
-        let select = select.sql(" ORDER BY created_at DESC, id DESC LIMIT ").arg(row_limit(self.limit));
-        delete(session, select.sql(" OFFSET ").arg(stored(self.keep))).await
+        let select = self.select(session.dialect(), self.limit);
+        delete(session, select).await
     }
 }
 

@@ -48,7 +48,7 @@ struct SqliteEngine {
 
 /// Opens a database by what follows `sqlite:` in its URL.
 pub(super) async fn connect(location: &str, options: &SqlStoreOptions, runtime: &Handle) -> Result<Connected, Fault> {
-    let location = location.trim_start_matches("//");
+    let location = location.strip_prefix("//").unwrap_or(location);
     if location.is_empty() || location.contains('?') {
         let message =
             "the URL of a store in SQLite is sqlite: and the path of a file, or sqlite::memory:, without parameters";
@@ -126,7 +126,7 @@ fn cell(row: &SqliteRow, column: usize) -> Result<Cell, String> {
     cell.map_err(|error| error.to_string())
 }
 
-session!(Sqlite, PoolConnection<Sqlite>, |_connection| Ok(()));
+session!(Sqlite, PoolConnection<Sqlite>, |_connection| Ok(()), |_connection| ());
 
 /// A transaction that this module begins and ends by itself. SQLite undoes one of its own accord where the disk is full, or
 /// a page can't be read; sqlx would go on counting it as open, and the one connection that writes would be of no more use.
@@ -172,6 +172,14 @@ impl Session for Writing {
         self.connection = None;
         Ok(())
     }
+
+    async fn release(mut self: Box<Self>) {
+        if let Ok(connection) = self.connection() {
+            // It fails where there is nothing left to undo.
+            let _ = sqlx::Executor::execute(&mut **connection, "ROLLBACK").await;
+        }
+        self.connection = None;
+    }
 }
 
 impl Drop for Writing {
@@ -214,6 +222,10 @@ impl Engine for SqliteEngine {
     async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
+    }
+
+    fn is_closed(&self) -> bool {
+        self.writer.is_closed()
     }
 }
 

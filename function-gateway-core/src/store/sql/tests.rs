@@ -1,5 +1,9 @@
 //! What is seen only from inside.
 
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use super::engine::{Dialect, Migration, Statement, TakeRow};
 use super::*;
 use crate::{
     CustomWorkload, DriverRef, Function, FunctionSpec, InvocationState, PageRequest, Revision, RevisionReason,
@@ -27,6 +31,184 @@ async fn pragma(store: &SqlStore, text: &str) {
     let mut session = store.0.engine.transaction().await.unwrap();
     session.rows(store.0.engine.dialect().sql(text)).await.unwrap();
     session.commit().await.unwrap();
+}
+
+/// What happens to a commit.
+#[derive(Debug, Clone, Copy)]
+enum Commit {
+    Works,
+    /// It is done, and its answer is lost.
+    Unanswered,
+    /// It is not done, and nobody says so.
+    Undone,
+}
+
+/// An engine whose commits go as they are told.
+#[derive(Debug)]
+struct Unreliable {
+    inner: Arc<dyn Engine>,
+    commits: Arc<Mutex<VecDeque<Commit>>>,
+}
+
+struct UnreliableSession {
+    inner: Box<dyn Session>,
+    commit: Commit,
+}
+
+#[async_trait]
+impl Engine for Unreliable {
+    fn dialect(&self) -> &'static Dialect {
+        self.inner.dialect()
+    }
+
+    async fn reader(&self) -> Result<Box<dyn Session>, Fault> {
+        self.inner.reader().await
+    }
+
+    async fn transaction(&self) -> Result<Box<dyn Session>, Fault> {
+        let commit = self.commits.lock().unwrap().pop_front().unwrap_or(Commit::Works);
+        Ok(Box::new(UnreliableSession { inner: self.inner.transaction().await?, commit }))
+    }
+
+    async fn exclusive(&self) -> Result<Box<dyn Session>, Fault> {
+        self.inner.exclusive().await
+    }
+
+    fn migrations(&self) -> &'static [Migration] {
+        self.inner.migrations()
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+
+    fn is_closed(&self) -> bool {
+        self.inner.is_closed()
+    }
+}
+
+#[async_trait]
+impl Session for UnreliableSession {
+    fn dialect(&self) -> &'static Dialect {
+        self.inner.dialect()
+    }
+
+    async fn execute(&mut self, statement: Statement) -> Result<u64, Fault> {
+        self.inner.execute(statement).await
+    }
+
+    async fn each(&mut self, statement: Statement, take: TakeRow<'_>) -> Result<(), Fault> {
+        self.inner.each(statement, take).await
+    }
+
+    async fn script(&mut self, script: &'static str) -> Result<(), Fault> {
+        self.inner.script(script).await
+    }
+
+    async fn commit(self: Box<Self>) -> Result<(), Fault> {
+        match self.commit {
+            Commit::Works => return self.inner.commit().await,
+            Commit::Unanswered => self.inner.commit().await?,
+            Commit::Undone => self.inner.release().await,
+        }
+        let reset = sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into());
+        Err(Fault::new(reset, |_| FaultKind::Other).at_commit())
+    }
+
+    async fn release(self: Box<Self>) {
+        self.inner.release().await;
+    }
+}
+
+/// A store whose next commits go as they are told, but for those that open it.
+async fn unreliable(commits: &[Commit]) -> SqlStore {
+    let SqlStore(shared) = SqlStore::open("sqlite::memory:").await.unwrap();
+    let Shared { engine, options, gateway, crowded, .. } = &*shared;
+    let commits = Arc::new(Mutex::new(commits.iter().copied().collect()));
+    let engine: Arc<dyn Engine> = Arc::new(Unreliable { inner: Arc::clone(engine), commits });
+    let writer = Writer::start(Arc::clone(&engine), Arc::clone(crowded), options, &Handle::current());
+    SqlStore(Arc::new(Shared {
+        engine,
+        options: options.clone(),
+        gateway: gateway.clone(),
+        writer,
+        crowded: Arc::clone(crowded),
+        undurable: None,
+    }))
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_counts_once() {
+    use Commit::{Unanswered, Undone, Works};
+    for commits in [
+        &[Unanswered][..],
+        &[Undone],
+        &[Undone, Unanswered],
+        &[Unanswered, Works, Unanswered],
+        &[Undone, Undone, Works, Unanswered, Undone, Unanswered],
+    ] {
+        let store = unreliable(commits).await;
+        let mut records = Vec::new();
+        for number in 0..3 {
+            let record = ended();
+            let mut begun = InvocationRecord::clone(&record);
+            (begun.state, begun.finished_at) = (InvocationState::Running, None);
+            if number == 1 {
+                store.begin(Arc::new(begun)).await.unwrap();
+            }
+            let others: Vec<_> = (0..2).map(|_| ended()).collect();
+            for other in &others {
+                store.finish(Arc::clone(other), Durability::Buffered).await.unwrap();
+            }
+            store.finish(Arc::clone(&record), Durability::Durable).await.unwrap();
+            assert_eq!(
+                store.finish(Arc::clone(&record), Durability::Durable).await.unwrap_err().kind(),
+                ErrorKind::Conflict
+            );
+            records.extend(others.into_iter().chain([record]));
+        }
+        store.flush().await.unwrap();
+        let tenant = records[0].key.tenant.clone();
+        for record in &records {
+            let kept = InvocationStore::get(&store, &tenant, record.id).await.unwrap();
+            assert_eq!(kept.as_ref(), Some(record), "{commits:?}");
+        }
+        let query = StatisticsQuery::new(Timestamp::from_micros(0), Timestamp::now().plus(Duration::from_secs(60)));
+        assert_eq!(store.statistics(&tenant, &query).await.unwrap().count, 9, "{commits:?}");
+        let rollups = store.0.engine.dialect().sql("SELECT COUNT(*) FROM fg_rollups");
+        let mut session = store.0.engine.reader().await.unwrap();
+        let rows = session.row(rollups).await.unwrap().unwrap().int(0).unwrap();
+        assert!((1..=2).contains(&rows), "{rows} rows of figures for one function in one minute, or two");
+    }
+}
+
+#[tokio::test]
+async fn old_revisions_are_deleted_except_those_in_use() {
+    let options = SqlStoreOptions::default().with_max_revisions_per_function(3);
+    let store = SqlStore::connect("sqlite::memory:", options).await.unwrap();
+    let (mut current, revision) = function("a", String::new());
+    current.status.route = vec![crate::RouteEntry::all(Generation::FIRST)];
+    store.create(&current, &revision).await.unwrap();
+    for _ in 0..5 {
+        current.generation = current.generation.next();
+        let mut next = revision.clone();
+        next.generation = current.generation;
+        current = Function::clone(&store.update(&current, current.version, Some(&next)).await.unwrap());
+    }
+    let page = store.revisions(&current.key.tenant, current.id, &PageRequest::default()).await.unwrap();
+    let kept: Vec<_> = page.items.iter().map(|revision| revision.generation.get()).collect();
+    assert_eq!(kept, [6, 5, 1], "as the store in memory has it");
+}
+
+#[tokio::test]
+async fn a_store_that_is_closed_takes_nothing() {
+    let store = SqlStore::open("sqlite::memory:").await.unwrap();
+    store.close().await;
+    for durability in [Durability::Buffered, Durability::Durable] {
+        let error = store.finish(ended(), durability).await.unwrap_err();
+        assert!(error.message().contains("closed"), "{error}");
+    }
+    assert!(FunctionStore::get(&store, &function("a", String::new()).0.key).await.is_err());
 }
 
 #[tokio::test]

@@ -24,6 +24,11 @@ const BATCH_BYTES: usize = 8 * 1024 * 1024;
 const MAX_BEGUN: usize = 100_000;
 /// How often others get their turn before a batch that somebody waits for is written.
 const GATHER: usize = 8;
+/// How long a batch may take at least, however short an operation is to be.
+const MIN_ATTEMPT: Duration = Duration::from_secs(30);
+/// After so many tries that took too long, and that met an unexpected row, a batch is written in halves.
+const MAX_SLOW: u32 = 2;
+const MAX_DOUBLES: u32 = 3;
 /// After the first try that has failed; doubled after each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
@@ -74,6 +79,8 @@ struct Queue {
     jobs: VecDeque<Job>,
     /// How many of them somebody waits for.
     urgent: usize,
+    /// Somebody waits for room, so nothing is waited for here.
+    full: bool,
     /// No more will come.
     closed: bool,
 }
@@ -101,8 +108,7 @@ pub(super) struct Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.shared.queue().closed = true;
-        self.shared.wake.notify_one();
+        self.close();
     }
 }
 
@@ -131,6 +137,12 @@ impl Writer {
         Self { shared, records: Arc::new(Semaphore::new(records)), bytes, max_kib: kib, timeout }
     }
 
+    /// Takes nothing more. What is in the buffer is written, as far as the database lets it be.
+    pub(super) fn close(&self) {
+        self.shared.queue().closed = true;
+        self.shared.wake.notify_one();
+    }
+
     /// How many records wait to be written.
     pub(super) fn len(&self) -> usize {
         self.shared.queue().jobs.len()
@@ -152,6 +164,17 @@ impl Writer {
     /// Waits for room in the buffer.
     async fn room(&self, record: &InvocationRecord) -> Result<Room> {
         let kib = u32::try_from(kept_bytes(record).div_ceil(1024)).unwrap_or(u32::MAX).min(self.max_kib);
+        {
+            let mut queue = self.shared.queue();
+            if queue.closed {
+                return Err(super::closed());
+            }
+            let kib = usize::try_from(kib).unwrap_or(usize::MAX);
+            if self.records.available_permits() == 0 || self.bytes.available_permits() < kib {
+                queue.full = !queue.jobs.is_empty();
+                self.shared.wake.notify_one();
+            }
+        }
         let taking = async {
             let records = Arc::clone(&self.records).acquire_owned().await.ok()?;
             let bytes = match kib {
@@ -225,6 +248,18 @@ struct Task {
     begun: HashMap<InvocationId, Begun>,
 }
 
+/// How the tries to write a batch have gone.
+struct Tries {
+    expect: Expect,
+    pause: Duration,
+    /// What a try would have done that may have been committed.
+    unanswered: Option<batch::Written>,
+    /// How many took too long or lost their connection: the batch may be more than the way to the database takes.
+    slow: u32,
+    /// How many met a row that they did not expect.
+    doubles: u32,
+}
+
 /// What is written together, and who waits for it.
 #[derive(Default)]
 struct Batch {
@@ -253,7 +288,7 @@ impl Task {
         loop {
             {
                 let queue = self.shared.queue();
-                let is_due = queue.urgent > 0 || queue.closed || queue.jobs.len() >= BATCH;
+                let is_due = queue.urgent > 0 || queue.full || queue.closed || queue.jobs.len() >= BATCH;
                 if is_due || until.is_some_and(|until| Instant::now() >= until) {
                     return !queue.jobs.is_empty() || !queue.closed;
                 }
@@ -283,6 +318,7 @@ impl Task {
 
     fn take(&self) -> Vec<Job> {
         let mut queue = self.shared.queue();
+        queue.full = false;
         let count = count(&queue.jobs);
         let taken: Vec<_> = queue.jobs.drain(..count).collect();
         queue.urgent -= taken.iter().filter(|job| job.is_urgent()).count();
@@ -299,51 +335,99 @@ impl Task {
         }
     }
 
-    /// Writes a batch in one transaction. Gives it back in two halves where something in it can't be written.
+    /// Writes a batch in one transaction, as often as it takes. Gives it back in two halves where something in it can't be
+    /// written, or where all of it may be too much at once.
     async fn keep_together(&mut self, mut batch: Batch) -> Option<[Batch; 2]> {
-        let (mut pause, mut expect) = (FIRST_PAUSE, self.expect(&batch));
+        let mut tries =
+            Tries { expect: self.expect(&batch), pause: FIRST_PAUSE, unanswered: None, slow: 0, doubles: 0 };
         let mut closed_since = None;
         loop {
             if batch.encoded.is_empty() {
                 return None;
             }
-            let attempt = tokio::time::timeout(self.timeout, self.attempt(&batch, expect)).await;
-            let fault = match attempt.unwrap_or(Err(Fault::TimedOut)) {
-                Ok(written) => {
+            let mut decided = None;
+            let bound = self.timeout.max(MIN_ATTEMPT);
+            let attempt = self.attempt(&batch, &mut tries, &mut decided);
+            let fault = match tokio::time::timeout(bound, attempt).await {
+                Ok(Ok(written)) => {
                     self.figures.apply(written.figures);
                     self.note_begun(&batch, &written.outcomes);
                     self.crowded.note(&written.ended);
                     self.tell(batch, written.outcomes);
                     return None;
                 }
-                Err(fault) => fault,
+                Ok(Err(fault)) => fault,
+                Err(_) => Fault::TimedOut,
             };
-            if expect == Expect::Begun && (fault.is(FaultKind::Duplicate) || matches!(fault, Fault::Unexpected)) {
-                expect = Expect::Some;
+            if fault.is_uncertain() && decided.is_some() {
+                tries.unanswered = decided;
+            }
+            let is_double = fault.is(FaultKind::Duplicate) || matches!(fault, Fault::Unexpected);
+            if is_double && tries.expect == Expect::Begun {
+                tries.expect = Expect::Some;
                 continue;
             }
-            if !fault.is_transient() {
+            tries.doubles += u32::from(is_double);
+            tries.slow += u32::from(matches!(fault, Fault::TimedOut) || fault.is(FaultKind::Lost));
+            let is_hopeless = fault.is_of_content() || tries.doubles > MAX_DOUBLES;
+            if tries.unanswered.is_none() && (is_hopeless || tries.slow > MAX_SLOW) {
                 if let Some(halves) = batch.split() {
                     return Some(halves);
                 }
-                batch.fail(&fault.into_error());
-                return None;
+                if is_hopeless {
+                    batch.fail(&fault.into_error());
+                    return None;
+                }
             }
-            if fault.is_uncertain() {
-                expect = Expect::Written;
+            // The store is gone: it is not waited for much longer, and once its connections are gone, not at all.
+            if self.shared.queue().closed {
+                let since = closed_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > self.timeout || self.engine.is_closed() {
+                    batch.fail(&fault.into_error());
+                    return None;
+                }
             }
-            // The store is gone: it is not waited for much longer.
-            if self.shared.queue().closed && closed_since.get_or_insert_with(Instant::now).elapsed() > self.timeout {
-                batch.fail(&fault.into_error());
-                return None;
+            let records = batch.encoded.len();
+            if fault.is_transient() {
+                tracing::warn!(error = ?fault.into_error(), records, "records are not written yet");
+            } else {
+                tracing::error!(error = ?fault.into_error(), records, "records are not written until somebody sees to it");
             }
-            tracing::warn!(error = ?fault.into_error(), records = batch.encoded.len(), "records are not written yet");
-            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
-            pause = (pause * 2).min(MAX_PAUSE);
-            if expect != Expect::Written {
+            tokio::time::sleep(tries.pause.mul_f64(0.5 + fastrand::f64())).await;
+            tries.pause = (tries.pause * 2).min(MAX_PAUSE);
+            if tries.unanswered.is_none() {
                 batch.forget_given_up();
             }
         }
+    }
+
+    /// Writes a batch once. What it does is `decided` before it is committed, so that it is known where the answer is lost.
+    async fn attempt(
+        &mut self,
+        batch: &Batch,
+        tries: &mut Tries,
+        decided: &mut Option<batch::Written>,
+    ) -> Result<batch::Written, Fault> {
+        if let Some(written) = &tries.unanswered {
+            let mut session = self.engine.reader().await?;
+            let is_committed = batch::is_committed(&mut *session, &batch.encoded, written).await?;
+            session.release().await;
+            if is_committed && let Some(written) = tries.unanswered.take() {
+                return Ok(written);
+            }
+            tries.expect = Expect::Some;
+        }
+        let mut session = self.engine.transaction().await?;
+        let known = (&mut self.figures, &self.begun);
+        match batch::write(&mut *session, &batch.encoded, known, tries.expect).await {
+            Ok(written) => *decided = Some(written),
+            Err(fault) => {
+                session.release().await;
+                return Err(fault);
+            }
+        }
+        session.commit().await?;
+        decided.take().ok_or(Fault::Unexpected)
     }
 
     /// Most executions are ended by the process that has begun them, or are recorded once: there is nothing to be asked.
@@ -369,13 +453,6 @@ impl Task {
         if self.begun.len() > MAX_BEGUN {
             self.begun.clear();
         }
-    }
-
-    async fn attempt(&self, batch: &Batch, expect: Expect) -> Result<batch::Written, Fault> {
-        let mut session = self.engine.transaction().await?;
-        let written = batch::write(&mut *session, &batch.encoded, (&self.figures, &self.begun), expect).await?;
-        session.commit().await?;
-        Ok(written)
     }
 
     fn tell(&self, batch: Batch, outcomes: Vec<Result<()>>) {
@@ -413,7 +490,11 @@ impl Batch {
 
     /// Tells everybody that it can't be written.
     fn fail(self, error: &Error) {
-        let lost = self.replies.iter().filter(|reply| reply.is_none()).count();
+        let is_buffered = |(at, reply): &(usize, &Option<Reply>)| {
+            let discards = self.encoded.get(*at).is_some_and(|encoded| encoded.change == Change::Discard);
+            reply.is_none() && !discards
+        };
+        let lost = self.replies.iter().enumerate().filter(is_buffered).count();
         if lost > 0 {
             metrics::counter!("function_gateway.records.lost").increment(u64::try_from(lost).unwrap_or(u64::MAX));
             tracing::error!(?error, lost, "records of executions could not be kept");

@@ -30,11 +30,12 @@ INSERT INTO fg_functions (tenant, name, id, owner, driver, phase, generation, ve
     '{"driver":"local","run":{"process":{"command":"cat"}},"labels":{"team":"blue"},"protocol":"exec","env":{"GREETING":"it''s"},"later":"a field of a later version"}',
     '{"phase":"ready","route":[{"generation":1,"weight":1}],"deployments":[{"generation":1,"driver":"local","target":"v1","state":"pending","since":"2026-11-25T20:49:09.402084Z","failures":0,"due_at":"2026-11-25T20:49:09.402084Z"}],"conditions":[],"reconcile_at":"2026-11-25T20:49:09.402084Z"}'
 );
-INSERT INTO fg_function_labels (tenant, label_key, label_value, name) VALUES (
+INSERT INTO fg_function_labels (tenant, label_key, label_value, name, seq) VALUES (
     'acme',
     x'7465616d',
     x'626c7565',
-    'greet'
+    'greet',
+    (SELECT seq FROM fg_functions WHERE name = 'greet')
 );
 INSERT INTO fg_revisions (function_id, generation, tenant, format, document) VALUES (
     '01a21478-2b1a-704d-a5e4-6be5eaf51c8a',

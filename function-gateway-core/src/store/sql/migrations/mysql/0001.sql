@@ -1,4 +1,5 @@
 CREATE TABLE IF NOT EXISTS fg_functions (
+    seq          BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
     tenant       VARBINARY(64) NOT NULL,
     name         VARBINARY(63) NOT NULL,
     id           VARBINARY(36) NOT NULL UNIQUE,
@@ -16,7 +17,7 @@ CREATE TABLE IF NOT EXISTS fg_functions (
     format       BIGINT NOT NULL,
     spec         LONGTEXT NOT NULL,
     status       LONGTEXT NOT NULL,
-    PRIMARY KEY (tenant, name),
+    UNIQUE (tenant, name),
     INDEX fg_functions_by_owner (tenant, owner, name),
     INDEX fg_functions_by_driver (tenant, driver, name),
     INDEX fg_functions_by_phase (tenant, phase, name),
@@ -28,6 +29,7 @@ CREATE TABLE IF NOT EXISTS fg_function_labels (
     label_key   VARBINARY(255) NOT NULL,
     label_value VARBINARY(1024) NOT NULL,
     name        VARBINARY(63) NOT NULL,
+    seq         BIGINT NOT NULL,
     PRIMARY KEY (tenant, label_key, label_value, name),
     INDEX fg_function_labels_by_name (tenant, name)
 ) ENGINE = InnoDB, CHARACTER SET = utf8mb4, COLLATE = utf8mb4_bin, ROW_FORMAT = DYNAMIC;

@@ -1,4 +1,5 @@
 CREATE TABLE fg_functions (
+    seq          BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     tenant       TEXT COLLATE "C" NOT NULL,
     name         TEXT COLLATE "C" NOT NULL,
     id           TEXT COLLATE "C" NOT NULL UNIQUE,
@@ -16,7 +17,7 @@ CREATE TABLE fg_functions (
     format       BIGINT  NOT NULL,
     spec         TEXT    NOT NULL,
     status       TEXT    NOT NULL,
-    PRIMARY KEY (tenant, name)
+    UNIQUE (tenant, name)
 );
 CREATE INDEX fg_functions_by_owner ON fg_functions (tenant, owner, name);
 CREATE INDEX fg_functions_by_driver ON fg_functions (tenant, driver, name);
@@ -28,6 +29,7 @@ CREATE TABLE fg_function_labels (
     label_key   BYTEA NOT NULL,
     label_value BYTEA NOT NULL,
     name        TEXT COLLATE "C" NOT NULL,
+    seq         BIGINT NOT NULL,
     PRIMARY KEY (tenant, label_key, label_value, name)
 );
 CREATE INDEX fg_function_labels_by_name ON fg_function_labels (tenant, name);

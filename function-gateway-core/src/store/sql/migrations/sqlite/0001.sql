@@ -1,4 +1,5 @@
 CREATE TABLE fg_functions (
+    seq          INTEGER PRIMARY KEY,
     tenant       TEXT    NOT NULL,
     name         TEXT    NOT NULL,
     id           TEXT    NOT NULL UNIQUE,
@@ -16,7 +17,7 @@ CREATE TABLE fg_functions (
     format       INTEGER NOT NULL,
     spec         TEXT    NOT NULL,
     status       TEXT    NOT NULL,
-    PRIMARY KEY (tenant, name)
+    UNIQUE (tenant, name)
 ) STRICT;
 CREATE INDEX fg_functions_by_owner ON fg_functions (tenant, owner, name);
 CREATE INDEX fg_functions_by_driver ON fg_functions (tenant, driver, name);
@@ -28,6 +29,7 @@ CREATE TABLE fg_function_labels (
     label_key   BLOB NOT NULL,
     label_value BLOB NOT NULL,
     name        TEXT NOT NULL,
+    seq         INTEGER NOT NULL,
     PRIMARY KEY (tenant, label_key, label_value, name)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX fg_function_labels_by_name ON fg_function_labels (tenant, name);
