@@ -36,6 +36,8 @@ static MIGRATIONS: [Migration; 1] =
 
 /// Records have many indexes: so much of them is held in memory, in KiB (which SQLite tells by the sign).
 const WRITER_CACHE: &str = "-16384";
+/// Of each connection that reads: the upper levels of the largest tables and indexes stay there.
+const READER_CACHE: &str = "-8192";
 /// After so many pages of 4 KiB the log of writes is brought into the file. Often used ones then go there once for many writes.
 const CHECKPOINT: &str = "8192";
 
@@ -79,7 +81,7 @@ pub(super) async fn connect(location: &str, options: &SqlStoreOptions, runtime: 
     let writer = pool(1).connect_with(writing).await.map_err(fault)?;
     let readers = match in_memory {
         true => writer.clone(),
-        false => pool(options.max_connections.max(1)).connect_lazy_with(file),
+        false => pool(options.max_connections.max(1)).connect_lazy_with(file.pragma("cache_size", READER_CACHE)),
     };
     Ok(Connected { engine: Box::new(SqliteEngine { writer, readers, runtime: runtime.clone() }), undurable: None })
 }
