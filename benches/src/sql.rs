@@ -24,7 +24,7 @@ pub const MINUTES: i64 = 1440;
 /// How full a database is.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
-    /// Functions of one tenant, named by [`name`].
+    /// Functions of one tenant, with the names of [`key`].
     pub functions: u64,
     /// Records of their executions, in turn.
     pub records: u64,

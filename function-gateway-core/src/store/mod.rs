@@ -119,7 +119,7 @@ impl Lease {
 /// - Time for leases is the store's own.
 ///
 /// # Errors
-/// Beside those that a method names: [`ErrorKind::Store`](crate::ErrorKind::Store) where the store itself fails.
+/// Beside those that a method names: [`ErrorKind::Store`] where the store itself fails.
 ///
 /// # Cancel safety
 /// A write whose future is dropped is done or not done, never half done.
@@ -234,7 +234,7 @@ pub enum Durability {
 /// - Statistics count each execution once, at the minute in which it ended, and outlive the records.
 ///
 /// # Errors
-/// Beside those that a method names: [`ErrorKind::Store`](crate::ErrorKind::Store) where the store itself fails.
+/// Beside those that a method names: [`ErrorKind::Store`] where the store itself fails.
 #[async_trait]
 pub trait InvocationStore: fmt::Debug + Send + Sync + 'static {
     /// Commits a record that is not in a final state, with [`Durability::Durable`].
