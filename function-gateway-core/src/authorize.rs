@@ -1,13 +1,20 @@
 //! Who calls, what they may do, and what they did.
 
-use std::collections::{BTreeSet, VecDeque};
+mod scopes;
+
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{CallContext, FunctionName, Generation, PrincipalId, Result, TenantId, Timestamp};
+use crate::{
+    ApiKeyId, AuditEventId, CallContext, FunctionName, Generation, Page, PageRequest, PrincipalId, Result, Retention,
+    TenantId, Timestamp, Violation,
+};
+
+pub use scopes::ScopeAuthorizer;
 
 /// Who calls, as the host's authentication found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +47,7 @@ impl Principal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Action {
     /// Create a function.
     Create,
@@ -55,6 +63,16 @@ pub enum Action {
     Invoke,
     /// Read records and statistics of executions.
     ReadExecutions,
+    /// Read the audit events of the tenant.
+    ReadAudit,
+    /// Read the API keys of the tenant, but for what only their holders know.
+    ReadKeys,
+    /// Create an API key of the tenant.
+    CreateKey,
+    /// Revoke an API key of the tenant.
+    RevokeKey,
+    /// Read the figures of the gateway as a whole, which are about the functions of all tenants.
+    ReadMetrics,
 }
 
 impl Action {
@@ -69,6 +87,25 @@ impl Action {
             Self::List => "list",
             Self::Invoke => "invoke",
             Self::ReadExecutions => "read_executions",
+            Self::ReadAudit => "read_audit",
+            Self::ReadKeys => "read_keys",
+            Self::CreateKey => "create_key",
+            Self::RevokeKey => "revoke_key",
+            Self::ReadMetrics => "read_metrics",
+        }
+    }
+
+    /// Whether it changes something, so that it is audited.
+    pub(crate) fn is_change(self) -> bool {
+        match self {
+            Self::Create | Self::Update | Self::Delete | Self::CreateKey | Self::RevokeKey => true,
+            Self::Read
+            | Self::List
+            | Self::Invoke
+            | Self::ReadExecutions
+            | Self::ReadAudit
+            | Self::ReadKeys
+            | Self::ReadMetrics => false,
         }
     }
 }
@@ -114,9 +151,10 @@ pub enum Decision {
     Deny,
 }
 
-/// Decides what a principal may do. Manager, executor and the reading of records all ask it.
+/// Decides what a principal may do. Manager, executor, the reading of records and the management of access all ask it.
 ///
-/// Tenants are kept apart before it is asked: a principal never reaches what belongs to another tenant.
+/// Tenants are kept apart before it is asked: a principal never reaches what belongs to another tenant, but for the figures
+/// of the gateway as a whole ([`Action::ReadMetrics`]).
 #[async_trait]
 pub trait Authorizer: fmt::Debug + Send + Sync + 'static {
     /// Whether the principal of `cx` may do this.
@@ -124,16 +162,23 @@ pub trait Authorizer: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// Where the decision can't be made; the operation is then refused with that error.
     async fn authorize(&self, cx: &CallContext, action: Action, resource: Resource<'_>) -> Result<Decision>;
+
+    /// What is wrong with giving scopes away, asked before an API key is created: that one is not known, or that `granter`
+    /// has no right to give it. The pointers are `/scopes/0` and so on, in the order of the set. Nothing is, unless it says so.
+    fn check_grant(&self, granter: &Principal, scopes: &BTreeSet<String>) -> Vec<Violation> {
+        let _ = (granter, scopes);
+        Vec::new()
+    }
 }
 
-/// Allows every principal everything within its own tenant.
+/// Allows every principal everything within its own tenant; so not [`Action::ReadMetrics`], which is about all tenants.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AllowWithinTenant;
 
 #[async_trait]
 impl Authorizer for AllowWithinTenant {
-    async fn authorize(&self, _: &CallContext, _: Action, _: Resource<'_>) -> Result<Decision> {
-        Ok(Decision::Allow)
+    async fn authorize(&self, _: &CallContext, action: Action, _: Resource<'_>) -> Result<Decision> {
+        Ok(if action == Action::ReadMetrics { Decision::Deny } else { Decision::Allow })
     }
 }
 
@@ -141,6 +186,8 @@ impl Authorizer for AllowWithinTenant {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct AuditEvent {
+    /// The event.
+    pub id: AuditEventId,
     /// When.
     pub at: Timestamp,
     /// In which tenant.
@@ -155,6 +202,9 @@ pub struct AuditEvent {
     /// The generation that came of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<Generation>,
+    /// To which API key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<ApiKeyId>,
     /// Whether it was allowed and done.
     pub allowed: bool,
 }
@@ -164,12 +214,14 @@ impl AuditEvent {
     #[must_use]
     pub fn new(at: Timestamp, cx: &CallContext, action: Action, allowed: bool) -> Self {
         Self {
+            id: AuditEventId::generate(),
             at,
             tenant: cx.tenant().clone(),
             principal: cx.principal().id.clone(),
             action,
             function: None,
             generation: None,
+            key: None,
             allowed,
         }
     }
@@ -181,64 +233,108 @@ impl AuditEvent {
         self.generation = generation;
         self
     }
+
+    /// Names the API key.
+    #[must_use]
+    pub fn on_key(mut self, key: ApiKeyId) -> Self {
+        self.key = Some(key);
+        self
+    }
 }
 
-/// Where audit events go.
+/// Which audit events, for a list. All that is set has to hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AuditFilter {
+    /// On the function of this name, whichever functions have borne it.
+    pub function: Option<FunctionName>,
+    /// By this principal.
+    pub principal: Option<PrincipalId>,
+    /// Of this action.
+    pub action: Option<Action>,
+    /// At this time or later.
+    pub from: Option<Timestamp>,
+    /// Before this time.
+    pub until: Option<Timestamp>,
+}
+
+impl AuditFilter {
+    /// Every event of the tenant.
+    #[must_use]
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Only those on the function of a name.
+    #[must_use]
+    pub fn with_function(mut self, function: FunctionName) -> Self {
+        self.function = Some(function);
+        self
+    }
+
+    /// Only those by a principal.
+    #[must_use]
+    pub fn with_principal(mut self, principal: PrincipalId) -> Self {
+        self.principal = Some(principal);
+        self
+    }
+
+    /// Only those of an action.
+    #[must_use]
+    pub fn with_action(mut self, action: Action) -> Self {
+        self.action = Some(action);
+        self
+    }
+
+    /// Only those at a time or later.
+    #[must_use]
+    pub fn with_from(mut self, from: Timestamp) -> Self {
+        self.from = Some(from);
+        self
+    }
+
+    /// Only those before a time.
+    #[must_use]
+    pub fn with_until(mut self, until: Timestamp) -> Self {
+        self.until = Some(until);
+        self
+    }
+
+    /// Whether an event is meant.
+    #[must_use]
+    pub fn matches(&self, event: &AuditEvent) -> bool {
+        let Self { function, principal, action, from, until } = self;
+        function.as_ref().is_none_or(|function| Some(function) == event.function.as_ref())
+            && principal.as_ref().is_none_or(|principal| *principal == event.principal)
+            && action.is_none_or(|action| action == event.action)
+            && from.is_none_or(|from| event.at >= from)
+            && until.is_none_or(|until| event.at < until)
+    }
+}
+
+/// Keeps audit events.
+///
+/// # Errors
+/// Beside those that a method names: [`ErrorKind::Store`](crate::ErrorKind::Store) where the log itself fails.
+///
+/// # Cancel safety
+/// A write whose future is dropped is done or not done, never half done.
 #[async_trait]
 pub trait AuditLog: fmt::Debug + Send + Sync + 'static {
-    /// Keeps an event.
+    /// Keeps an event. When it answers, the event is as safe as the log makes it.
     ///
     /// # Errors
-    /// Where the event can't be kept. The change that it tells of has been made: the gateway logs the failure.
+    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists) where there is an event of the id, in whichever tenant; that one
+    /// stays as it is. The change that an event tells of has been made: the gateway logs the failure.
     async fn append(&self, event: AuditEvent) -> Result<()>;
 
-    /// The newest events of a tenant, newest first.
+    /// Reads a page of a tenant's events, newest first by `at`, those of the same microsecond by their ids.
     ///
     /// # Errors
-    /// Where the log can't be read.
-    async fn recent(&self, tenant: &TenantId, limit: usize) -> Result<Vec<AuditEvent>>;
-}
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a cursor that is not of such a list.
+    async fn list(&self, tenant: &TenantId, filter: &AuditFilter, page: &PageRequest) -> Result<Page<Arc<AuditEvent>>>;
 
-/// Keeps the newest audit events in memory.
-#[derive(Debug)]
-pub struct MemoryAuditLog {
-    capacity: usize,
-    events: Mutex<VecDeque<Arc<AuditEvent>>>,
-}
-
-impl MemoryAuditLog {
-    /// Keeps at most `capacity` events of all tenants together.
-    #[must_use]
-    pub fn new(capacity: usize) -> Self {
-        Self { capacity, events: Mutex::default() }
-    }
-}
-
-impl Default for MemoryAuditLog {
-    fn default() -> Self {
-        Self::new(10_000)
-    }
-}
-
-#[async_trait]
-impl AuditLog for MemoryAuditLog {
-    async fn append(&self, event: AuditEvent) -> Result<()> {
-        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        while events.len() >= self.capacity.max(1) {
-            events.pop_front();
-        }
-        events.push_back(Arc::new(event));
-        Ok(())
-    }
-
-    async fn recent(&self, tenant: &TenantId, limit: usize) -> Result<Vec<AuditEvent>> {
-        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(events
-            .iter()
-            .rev()
-            .filter(|event| event.tenant == *tenant)
-            .take(limit)
-            .map(|event| (**event).clone())
-            .collect())
-    }
+    /// Across tenants: deletes up to `limit` events that a retention does not keep, the oldest first. Says how many were
+    /// deleted; fewer than `limit` means that nothing is left to delete.
+    async fn retain(&self, retention: &Retention, now: Timestamp, limit: usize) -> Result<u64>;
 }

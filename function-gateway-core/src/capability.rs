@@ -84,6 +84,8 @@ capabilities! {
     cpu_limit;
     /// Asks a path before a revision gets calls (`readiness_path`).
     readiness_path;
+    /// Its engine may send `GET`, `HEAD` and `OPTIONS` a second time by itself; functions have to take it.
+    engine_may_repeat;
 }
 
 impl DriverCapabilities {

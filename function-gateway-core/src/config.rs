@@ -38,7 +38,7 @@ pub struct GatewayConfig {
     pub max_queued: u32,
     /// What is recorded of executions whose specification does not say.
     pub record: RecordDefaults,
-    /// How long records are kept. Default: all of them.
+    /// How long records, figures and audit events are kept. Default: all of them.
     pub retention: Retention,
     /// Time between two runs of the retention. Default: 1 min.
     pub retention_interval: Duration,

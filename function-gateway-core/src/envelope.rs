@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::invocation::{Injected, JSON};
 use crate::{
     CallContext, Error, ErrorKind, FunctionFailure, InvokeResponse, LogSink, Outcome, Result, Revision, SecretDelivery,
-    Timestamp,
+    Timestamp, Violation,
 };
 
 #[derive(Serialize)]
@@ -51,11 +51,7 @@ struct AnswerLogs {
 
 /// Puts a payload and the call's context into an envelope. An empty payload is `null`.
 pub(crate) fn wrap(cx: &CallContext, revision: &Revision, payload: &Bytes, secrets: &[Injected]) -> Result<Bytes> {
-    let payload = if payload.is_empty() { &b"null"[..] } else { payload };
-    let payload: &RawValue = serde_json::from_slice(payload).map_err(|error| {
-        let what = "the payload is not JSON, which the function's envelope needs";
-        no_json(ErrorKind::InvalidInput, what, payload, &error)
-    })?;
+    let payload = read(payload)?;
     let mut context = json!({
         "invocation_id": cx.invocation_id(),
         "function": revision.key.name,
@@ -84,6 +80,22 @@ pub(crate) fn wrap(cx: &CallContext, revision: &Revision, payload: &Bytes, secre
         Error::new(ErrorKind::Internal, "the function's envelope could not be written").with_source(error)
     })?;
     Ok(bytes.into())
+}
+
+/// The payload as it goes into an envelope.
+fn read(payload: &[u8]) -> Result<&RawValue> {
+    let payload = if payload.is_empty() { &b"null"[..] } else { payload };
+    serde_json::from_slice(payload).map_err(|error| {
+        let what = "the payload is not JSON, which the function's envelope needs";
+        no_json(ErrorKind::InvalidInput, what, payload, &error)
+    })
+}
+
+/// Why a payload can't be put into an envelope, if so.
+pub(crate) fn check(payload: &[u8]) -> Option<Violation> {
+    let error = read(payload).err()?;
+    let at = |key| error.context_value(key).unwrap_or_default();
+    Some(Violation::new("", format!("{} (line {}, column {})", error.message(), at("line"), at("column"))))
 }
 
 /// Says where bytes stop to be what they should be.

@@ -17,6 +17,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ErrorClass {
     /// The caller's: the request can't succeed as it stands.
     Caller,
@@ -82,6 +83,7 @@ impl Retry {
 /// Can the function have seen the call? A driver sets it truthfully: in doubt, [`Unknown`](Self::Unknown).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Delivery {
     /// It certainly did not reach the function.
     NotSent,
@@ -164,12 +166,16 @@ error_kinds! {
     InvalidInput = "invalid_input", Caller, 422, Never, NotSent;
     /// The payload is larger than the limit that the error names.
     PayloadTooLarge = "payload_too_large", Caller, 413, Never, NotSent;
+    /// Nothing, or nothing valid, says who calls.
+    Unauthenticated = "unauthenticated", Caller, 401, Never, NotSent;
     /// The principal may not do this.
     PermissionDenied = "permission_denied", Caller, 403, Never, NotSent;
     /// There is no such thing in the caller's tenant.
     NotFound = "not_found", Caller, 404, Never, NotSent;
-    /// A function of that name exists already.
+    /// There is something of that name or id already.
     AlreadyExists = "already_exists", Caller, 409, Never, NotSent;
+    /// The payload did not come in time.
+    RequestTimeout = "request_timeout", Caller, 408, Transient, NotSent;
     /// Somebody else changed it at the same time.
     Conflict = "conflict", Caller, 409, Transient, NotSent;
     /// It is not in the state that the caller made a condition.
@@ -217,6 +223,7 @@ impl fmt::Display for ErrorKind {
 /// One thing that is wrong in a document, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Violation {
     /// Where in the document: a JSON Pointer (RFC 6901), empty for the whole.
     pub pointer: String,

@@ -18,11 +18,11 @@ use crate::middleware::Endpoint;
 use crate::route::Serving;
 use crate::time::monotonic_now;
 use crate::{
-    Action, Body, BoxStream, CallContext, CallState, Cancellation, Delivery, DeploymentState, DriverRequest, Error,
-    ErrorKind, FunctionKey, FunctionRef, Gateway, Invocation, InvocationId, InvocationRecord, InvokeRequest,
+    Action, Body, BoxStream, CallContext, CallState, Cancellation, Deadline, Delivery, DeploymentState, DriverRequest,
+    Error, ErrorKind, FunctionKey, FunctionRef, Gateway, Invocation, InvocationId, InvocationRecord, InvokeRequest,
     InvokeResponse, LogSink, Next, Page, PageRequest, PayloadFormat, Qualifier, RecordFilter, Result, Retry, Scope,
     SecretBinding, SecretDelivery, SecretVariable, Stage, Statistics, StatisticsQuery, TimedPhase, TraceParent,
-    envelope,
+    Violation, envelope,
 };
 
 /// Executes functions, and reads what is kept of executions.
@@ -48,6 +48,53 @@ pub trait FunctionExecutor: std::fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`ErrorKind::NotFound`] where the caller's tenant has none of this id.
     async fn execution(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<InvocationRecord>>;
+
+    /// Reads what a function logged in one execution, redacted, as pieces of bytes that need not end with a line.
+    ///
+    /// - While the call runs in this process, and its driver tells the log of each call
+    ///   ([`invocation_logs`](crate::DriverCapabilities::invocation_logs)): what is there now and, with `follow`, what comes,
+    ///   until the log is closed at the end of the call. An end that may be the start of a secret comes once it is known
+    ///   not to be. The stream has no deadline of its own.
+    /// - Else what its record holds, at once. That is nothing where nothing was logged or kept, and where the call still runs
+    ///   in another process.
+    ///
+    /// What goes past `record.max_log_bytes` of the specification is not kept, and so not in it. Of several running calls
+    /// with one id, which a caller may bring, it is the log of the one that came last.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] where the caller's tenant has no such execution: neither one that runs, as above, nor a record,
+    /// which may take a moment to be there after the end.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe, and the stream may be dropped at any time: the call does not notice.
+    async fn execution_logs(
+        &self,
+        cx: &CallContext,
+        id: InvocationId,
+        follow: bool,
+    ) -> Result<BoxStream<'static, Result<Bytes>>>;
+
+    /// Says what is wrong with a payload, as a call with this request would, without executing anything: every middleware of
+    /// the revision is asked ([`Middleware::check`](crate::Middleware::check)), and the payload's format. An empty list
+    /// means that none of them would refuse it.
+    ///
+    /// The call is let in as by [`invoke`](Self::invoke), with the same right. The payload is read whole, up to the
+    /// function's limit and within its total time. That of a function that streams is not read: no middleware reads it
+    /// either, so that the list holds at most what is wrong with the rest of the request. Nothing is recorded, and it counts
+    /// against no limit.
+    ///
+    /// # Errors
+    /// Those of `invoke` for a call that is not let in; [`ErrorKind::PayloadTooLarge`]; what reading the payload or a
+    /// middleware gives.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe, but for the payload where it is a stream: what was read of it is lost.
+    async fn check_payload(
+        &self,
+        cx: &CallContext,
+        function: &FunctionRef,
+        request: InvokeRequest,
+    ) -> Result<Vec<Violation>>;
 
     /// Reads a page of the tenant's records, newest first.
     ///
@@ -167,6 +214,42 @@ impl FunctionExecutor for Gateway {
         record.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no execution {id}")))
     }
 
+    async fn execution_logs(
+        &self,
+        cx: &CallContext,
+        id: InvocationId,
+        follow: bool,
+    ) -> Result<BoxStream<'static, Result<Bytes>>> {
+        if let Some(call) = self.host.running.find(cx.tenant(), id) {
+            let function = (&call.revision.key.name, Some(&call.revision.owner));
+            self.host.authorize(cx, Action::ReadExecutions, Some(function)).await?;
+            return Ok(call.state.read_logs(follow));
+        }
+        // Looked at last: a call leaves the list once its record was handed to the store.
+        let record = self.execution(cx, id).await?;
+        let logged = record.logs.as_ref().map(|logs| logs.bytes.clone()).filter(|bytes| !bytes.is_empty());
+        Ok(Box::pin(stream::iter(logged.map(Ok))))
+    }
+
+    async fn check_payload(
+        &self,
+        cx: &CallContext,
+        function: &FunctionRef,
+        request: InvokeRequest,
+    ) -> Result<Vec<Violation>> {
+        let host = &*self.host;
+        // Taken before it is asked whether the gateway is open, so that a shutdown waits for whatever is let in.
+        let _in_flight = host.lifetime.tasks.token();
+        let cancel = |message| Error::new(ErrorKind::Cancelled, message).with_delivery(Delivery::NotSent);
+        let result = tokio::select! {
+            biased;
+            result = host.check_payload(cx, function, request) => result,
+            () = host.lifetime.killed.cancelled() => Err(cancel("the gateway was stopped")),
+            () = given_up(cx.cancellation()) => Err(cancel("the caller gave the check up")),
+        };
+        result.map_err(|error| error.with_operation("check_payload").with_context("function", function.name().as_str()))
+    }
+
     async fn executions(
         &self,
         cx: &CallContext,
@@ -232,27 +315,23 @@ impl Host {
     ) -> Result<Box<InvokeResponse>> {
         let state = Arc::clone(call.state());
         let cancelled = call.cx.cancellation().cloned();
+        // Declared before the answer, and so dropped after it: by then the record has the log.
+        let running = serving.capabilities.invocation_logs.then(|| self.running.enter(&serving.revision, &state));
 
         let (outer, _) = serving.pipeline.split_after(Stage::Limit);
         let dispatch = Dispatch { host: self, wanted, serving };
         let answer = Next::new(outer, &dispatch).run(call);
-        let given_up = async {
-            match &cancelled {
-                Some(cancelled) => cancelled.cancelled().await,
-                None => std::future::pending().await,
-            }
-        };
         // The answer first: in most calls it is there at once, and no signal is waited for.
         let result = tokio::select! {
             biased;
             result = answer => result,
             () = self.lifetime.killed.cancelled() => Err(given_up_error("the gateway was stopped", &state)),
-            () = given_up => Err(given_up_error("the caller gave the call up", &state)),
+            () = given_up(cancelled.as_ref()) => Err(given_up_error("the caller gave the call up", &state)),
         };
         match result {
             Ok(mut response) => {
                 if response.body.is_stream() {
-                    let body = std::mem::take(&mut response.body).with_guard(in_flight);
+                    let body = std::mem::take(&mut response.body).with_guard((in_flight, running));
                     let body = self.ended_in_time(body, &state, cancelled);
                     response.body = without_secrets(body, Arc::clone(&state));
                 }
@@ -275,22 +354,53 @@ impl Host {
                     None => std::future::pending().await,
                 }
             };
-            let given_up = async {
-                match &cancelled {
-                    Some(cancelled) => cancelled.cancelled().await,
-                    None => std::future::pending().await,
-                }
-            };
             let cancel = |message| Error::new(ErrorKind::Cancelled, message).with_delivery(Delivery::Executed);
             let error = tokio::select! {
                 () = interrupt.not_needed() => return,
                 () = past_deadline => timeout("total", Delivery::Executed),
                 () = killed.cancelled() => cancel("the gateway was stopped"),
-                () = given_up => cancel("the caller gave the call up"),
+                () = given_up(cancelled.as_ref()) => cancel("the caller gave the call up"),
             };
             interrupt.end_with(error);
         });
         body
+    }
+
+    /// What is wrong with a payload, by all that looks at it before the driver gets it.
+    async fn check_payload(
+        &self,
+        cx: &CallContext,
+        function: &FunctionRef,
+        request: InvokeRequest,
+    ) -> Result<Vec<Violation>> {
+        let admit = async {
+            let (key, serving) = self.admit(cx, function, &request).await?;
+            let resource = (&key.name, Some(&serving.revision.owner));
+            self.authorize(cx, Action::Invoke, Some(resource)).await?;
+            Ok(serving)
+        };
+        let serving = by_deadline(cx.deadline(), admit).await?;
+        let spec = &serving.revision.spec;
+        let id = cx.invocation_id().unwrap_or_else(InvocationId::generate);
+        let mut call = self.call(cx, id, &serving, request);
+        if let Some(total) = self.config.total_timeout(spec) {
+            call.cx = call.cx.with_deadline(Deadline::after(total));
+        }
+        let (deadline, state) = (call.cx.deadline(), Arc::clone(call.state()));
+        let check = async {
+            check_narrowing(&serving, &call.request)?;
+            self.take_payload(&mut call, &serving).await?;
+            let mut found = Vec::new();
+            for middleware in serving.pipeline.all() {
+                found.extend(middleware.check(&call).await?);
+            }
+            // A call gets there only past all of them.
+            if found.is_empty() && spec.format == PayloadFormat::Envelope {
+                found.extend(call.request.body.as_bytes().and_then(|payload| envelope::check(payload)));
+            }
+            Ok(found)
+        };
+        by_deadline(deadline, check).await.map_err(|error| state.redactor().error(error))
     }
 
     /// What serves now that a deployment was found missing, deploying it again where each process has its own engine.
@@ -378,6 +488,14 @@ fn without_secrets(body: Body, state: Arc<CallState>) -> Body {
 
 /// How often a deployment is asked about whose driver does not say.
 pub(crate) const POLL: Duration = Duration::from_millis(50);
+
+/// Waits for the caller's signal, if there is one.
+async fn given_up(cancelled: Option<&Cancellation>) {
+    match cancelled {
+        Some(cancelled) => cancelled.cancelled().await,
+        None => std::future::pending().await,
+    }
+}
 
 fn given_up_error(message: &'static str, state: &CallState) -> Error {
     let delivery = if state.attempts() == 0 { Delivery::NotSent } else { Delivery::Unknown };

@@ -39,6 +39,7 @@ impl UnknownFields {
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FunctionSpec {
     /// The driver that is to run it, by the name under which the host registered it.
     pub driver: DriverName,
@@ -101,6 +102,7 @@ pub struct FunctionSpec {
     pub annotations: BTreeMap<String, String>,
     /// Fields that this version does not know.
     #[serde(flatten)]
+    #[cfg_attr(feature = "openapi", schema(ignore))]
     pub unknown: UnknownFields,
 }
 
@@ -203,6 +205,7 @@ impl FunctionSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Workload {
     /// A program on the machine of the driver.
     Process(ProcessWorkload),
@@ -215,6 +218,7 @@ pub enum Workload {
 /// A program on the machine of the driver.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ProcessWorkload {
     /// The program: a path, or a name that the driver looks up.
     pub command: String,
@@ -226,6 +230,7 @@ pub struct ProcessWorkload {
     pub working_dir: Option<String>,
     /// Fields that this version does not know.
     #[serde(flatten)]
+    #[cfg_attr(feature = "openapi", schema(ignore))]
     pub unknown: UnknownFields,
 }
 
@@ -260,6 +265,7 @@ impl From<ProcessWorkload> for Workload {
 /// A container image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ImageWorkload {
     /// The image's reference.
     pub image: String,
@@ -271,6 +277,7 @@ pub struct ImageWorkload {
     pub args: Vec<String>,
     /// Fields that this version does not know.
     #[serde(flatten)]
+    #[cfg_attr(feature = "openapi", schema(ignore))]
     pub unknown: UnknownFields,
 }
 
@@ -291,6 +298,7 @@ impl From<ImageWorkload> for Workload {
 /// What only the driver understands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CustomWorkload {
     /// The kind, in the driver's terms.
     pub kind: String,
@@ -299,6 +307,7 @@ pub struct CustomWorkload {
     pub settings: Value,
     /// Fields that this version does not know.
     #[serde(flatten)]
+    #[cfg_attr(feature = "openapi", schema(ignore))]
     pub unknown: UnknownFields,
 }
 
@@ -320,6 +329,7 @@ impl From<CustomWorkload> for Workload {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum PayloadFormat {
     /// The bytes and content type as they came.
     #[default]
@@ -331,6 +341,7 @@ pub enum PayloadFormat {
 /// A secret that a function may use, and how it reaches it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SecretBinding {
     /// Which secret, by its name in the tenant.
     pub secret: SecretRef,
@@ -338,6 +349,7 @@ pub struct SecretBinding {
     pub deliver: SecretDelivery,
     /// Fields that this version does not know.
     #[serde(flatten)]
+    #[cfg_attr(feature = "openapi", schema(ignore))]
     pub unknown: UnknownFields,
 }
 
@@ -361,6 +373,7 @@ impl SecretBinding {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum SecretDelivery {
     /// In the environment variable of this name.
     Env(String),
@@ -371,33 +384,42 @@ pub enum SecretDelivery {
 /// How long things may take, in whole milliseconds in JSON. What is absent is the gateway's default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Timeouts {
     /// Waiting for a turn when the function is at its limit in flight.
     #[serde(rename = "queue_ms", default, with = "millis::option", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
     pub queue: Option<Duration>,
     /// One attempt, until its answer is complete (until it starts, where it streams).
     #[serde(rename = "attempt_ms", default, with = "millis::option", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
     pub attempt: Option<Duration>,
     /// From the call until the function's answer starts; until it is complete where it does not stream.
     #[serde(rename = "first_byte_ms", default, with = "millis::option", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
     pub first_byte: Option<Duration>,
     /// Between two chunks of a streamed answer.
     #[serde(rename = "idle_ms", default, with = "millis::option", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
     pub idle: Option<Duration>,
     /// The whole call, retries and streamed answer included. A streaming function without it is bounded by `idle`.
     #[serde(rename = "total_ms", default, with = "millis::option", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
     pub total: Option<Duration>,
     /// From the deployment of a revision until it is ready; past it the revision has failed.
     #[serde(rename = "ready_ms", default, with = "millis::option", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
     pub ready: Option<Duration>,
     /// Fields that this version does not know.
     #[serde(flatten)]
+    #[cfg_attr(feature = "openapi", schema(ignore))]
     pub unknown: UnknownFields,
 }
 
 /// How much a function may use. What is absent is not limited, or the gateway's default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Limits {
     /// Memory of an instance, in bytes. The engine keeps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -423,17 +445,20 @@ pub struct Limits {
     pub max_response_bytes: Option<u64>,
     /// Fields that this version does not know.
     #[serde(flatten)]
+    #[cfg_attr(feature = "openapi", schema(ignore))]
     pub unknown: UnknownFields,
 }
 
 /// Calls over time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Rate {
     /// How many calls.
     pub calls: u32,
     /// In which time, in milliseconds.
     #[serde(rename = "per_ms", with = "millis")]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub per: Duration,
     /// How many may come at once; `calls` where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -443,6 +468,7 @@ pub struct Rate {
 /// How many instances the engine keeps, and how many calls one takes at a time.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Scale {
     /// Never fewer than this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -455,6 +481,7 @@ pub struct Scale {
     pub instance_concurrency: Option<u32>,
     /// Fields that this version does not know.
     #[serde(flatten)]
+    #[cfg_attr(feature = "openapi", schema(ignore))]
     pub unknown: UnknownFields,
 }
 
@@ -464,17 +491,21 @@ pub struct Scale {
 /// declared idempotent; never a stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RetryPolicy {
     /// Attempts in all, the first included: 1 to 10.
     pub max_attempts: u32,
     /// Before the second attempt; doubled before each further one. The real wait is a random part of it.
     #[serde(rename = "initial_backoff_ms", default = "initial_backoff", with = "millis")]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub initial_backoff: Duration,
     /// Never wait longer than this.
     #[serde(rename = "max_backoff_ms", default = "max_backoff", with = "millis")]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub max_backoff: Duration,
     /// Fields that this version does not know.
     #[serde(flatten)]
+    #[cfg_attr(feature = "openapi", schema(ignore))]
     pub unknown: UnknownFields,
 }
 
@@ -503,6 +534,7 @@ impl RetryPolicy {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MiddlewareChoice {
     /// The name under which the host registered it.
     pub name: String,
@@ -523,6 +555,7 @@ impl MiddlewareChoice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum RecordMode {
     /// Not at all.
     Off,
@@ -536,6 +569,7 @@ pub enum RecordMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum KeepPayloads {
     /// Never.
     Never,
@@ -548,6 +582,7 @@ pub enum KeepPayloads {
 /// What is kept of a function's executions. What is absent is the gateway's default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RecordPolicy {
     /// How surely.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -563,6 +598,7 @@ pub struct RecordPolicy {
     pub max_log_bytes: Option<u32>,
     /// Fields that this version does not know.
     #[serde(flatten)]
+    #[cfg_attr(feature = "openapi", schema(ignore))]
     pub unknown: UnknownFields,
 }
 
@@ -578,6 +614,7 @@ impl RecordPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum RevisionReason {
     /// The function was created.
     Created,
@@ -772,6 +809,7 @@ impl FunctionStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Phase {
     /// It is stored and waits to be deployed.
     Pending,
@@ -808,6 +846,7 @@ impl fmt::Display for Phase {
 /// A generation that serves, and which part of the calls it gets. There is one entry, of the full weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RouteEntry {
     /// The generation.
     pub generation: Generation,
@@ -884,6 +923,7 @@ impl RevisionStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum RevisionState {
     /// To be deployed.
     Pending,
@@ -901,6 +941,7 @@ pub enum RevisionState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ConditionKind {
     /// The newest generation failed; the message says why.
     DeployFailed,
@@ -917,6 +958,7 @@ pub enum ConditionKind {
 /// Something to know about a function beside its phase.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Condition {
     /// What kind of thing.
     pub kind: ConditionKind,

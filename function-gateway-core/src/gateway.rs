@@ -9,16 +9,19 @@ use crate::host::{Fixed, Host, Lifetime, MiddlewareSet};
 use crate::layers::{AttemptTimeout, Authorize, Limit, Observe, Overall, Record, Retrying};
 use crate::reconcile::{Reconciled, Swept};
 use crate::route::Routes;
+use crate::running::RunningCalls;
+use crate::store::memory::MemoryStore;
 use crate::{
-    AllowWithinTenant, AuditLog, Authorizer, Clock, Deadline, DriverName, DriverRegistry, Error, ErrorKind, FaasDriver,
-    FunctionKey, FunctionStore, GatewayConfig, GatewayId, InvocationStore, MemoryAuditLog, Middleware,
-    MiddlewareFactory, Result, SecretChain, SecretProvider, SystemClock,
+    AllowWithinTenant, ApiKeyStore, AuditLog, Authorizer, Clock, Deadline, DriverName, DriverRegistry, Error,
+    ErrorKind, FaasDriver, FunctionKey, FunctionStore, GatewayConfig, GatewayId, InvocationStore, Middleware,
+    MiddlewareFactory, Result, SecretChain, SecretProvider, SystemClock, Timestamp,
 };
 
 /// A gateway: manages and executes functions. Clones are handles to the same one.
 ///
-/// It implements [`FunctionManager`](crate::FunctionManager) and [`FunctionExecutor`](crate::FunctionExecutor). Call [`shutdown`](Self::shutdown) before the runtime
-/// ends: it drains what runs and writes what is buffered.
+/// It implements [`FunctionManager`](crate::FunctionManager), [`FunctionExecutor`](crate::FunctionExecutor) and
+/// [`AccessManager`](crate::AccessManager). Call [`shutdown`](Self::shutdown) before the runtime ends: it drains what runs
+/// and writes what is buffered.
 #[derive(Debug, Clone)]
 pub struct Gateway {
     pub(crate) host: Arc<Host>,
@@ -49,10 +52,17 @@ impl Gateway {
         &self.host.config
     }
 
-    /// The audit log.
+    /// The audit log, for the host itself: nobody is asked whether it may be read.
+    /// [`audit_events`](crate::AccessManager::audit_events) is for callers.
     #[must_use]
     pub fn audit_log(&self) -> &Arc<dyn AuditLog> {
         &self.host.audit
+    }
+
+    /// The time by the gateway's clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.host.clock.now()
     }
 
     /// Does what is due for one function. The reconciler's task does it by itself.
@@ -81,7 +91,8 @@ impl Gateway {
         self.host.sweep().await
     }
 
-    /// Deletes the records that the retention does not keep, in small batches. Says how many. A task does it by itself.
+    /// Deletes the records and audit events that the retention does not keep, in small batches. Says how many. A task does
+    /// it by itself.
     ///
     /// # Errors
     /// Where the store fails.
@@ -129,6 +140,7 @@ pub struct GatewayBuilder {
     secrets: Vec<Arc<dyn SecretProvider>>,
     authorizer: Option<Arc<dyn Authorizer>>,
     audit: Option<Arc<dyn AuditLog>>,
+    keys: Option<Arc<dyn ApiKeyStore>>,
     clock: Option<Arc<dyn Clock>>,
     handle: Option<Handle>,
     without_reconciler: bool,
@@ -143,11 +155,13 @@ impl GatewayBuilder {
         self
     }
 
-    /// Keeps functions and records in one store.
+    /// Keeps functions, records, audit events and API keys in one store. What is to be in another is set after it.
     #[must_use]
-    pub fn store<S: FunctionStore + InvocationStore>(mut self, store: Arc<S>) -> Self {
+    pub fn store<S: FunctionStore + InvocationStore + AuditLog + ApiKeyStore>(mut self, store: Arc<S>) -> Self {
         self.functions = Some(Arc::clone(&store) as _);
-        self.invocations = Some(store);
+        self.invocations = Some(Arc::clone(&store) as _);
+        self.audit = Some(Arc::clone(&store) as _);
+        self.keys = Some(store);
         self
     }
 
@@ -207,10 +221,19 @@ impl GatewayBuilder {
         self
     }
 
-    /// Keeps audit events. Without, the newest 10,000 are kept in memory.
+    /// Keeps audit events in a log of their own. Without it and without [`store`](Self::store), the newest 10,000 are kept in
+    /// memory.
     #[must_use]
     pub fn audit_log(mut self, log: Arc<dyn AuditLog>) -> Self {
         self.audit = Some(log);
+        self
+    }
+
+    /// Keeps API keys in a store of their own. Without it and without [`store`](Self::store) there are none: what is asked
+    /// about them is [`ErrorKind::Unsupported`].
+    #[must_use]
+    pub fn api_key_store(mut self, store: Arc<dyn ApiKeyStore>) -> Self {
+        self.keys = Some(store);
         self
     }
 
@@ -284,9 +307,14 @@ impl GatewayBuilder {
         self.by_choice.into_iter().for_each(|factory| middleware.add_by_choice(factory));
         middleware.check()?;
 
+        let gateway_id = functions.gateway_id().await?;
+        let in_memory = || Arc::new(MemoryStore::new(gateway_id.clone()));
         let host = Arc::new(Host {
-            gateway_id: functions.gateway_id().await?,
+            audit: self.audit.unwrap_or_else(|| in_memory()),
+            keys: self.keys,
+            gateway_id,
             routes: Routes::new(&self.config),
+            running: RunningCalls::default(),
             config: self.config,
             functions,
             invocations,
@@ -294,7 +322,6 @@ impl GatewayBuilder {
             middleware,
             secrets: SecretChain::new(self.secrets),
             authorizer: self.authorizer.unwrap_or_else(|| Arc::new(AllowWithinTenant)),
-            audit: self.audit.unwrap_or_else(|| Arc::new(MemoryAuditLog::default())),
             clock,
             lifetime,
         });
@@ -359,13 +386,22 @@ impl Host {
 
     async fn apply_retention(&self) -> Result<u64> {
         const BATCH: usize = 1000;
-        let mut deleted = 0;
-        loop {
-            let batch = self.invocations.retain(&self.config.retention, self.clock.now(), BATCH).await?;
-            deleted += batch;
-            if batch < BATCH as u64 {
-                return Ok(deleted);
-            }
+        let retention = &self.config.retention;
+        let records = all_of(BATCH, || self.invocations.retain(retention, self.clock.now(), BATCH)).await;
+        // Where the one store fails, the other need not.
+        let events = all_of(BATCH, || self.audit.retain(retention, self.clock.now(), BATCH)).await;
+        Ok(records? + events?)
+    }
+}
+
+/// Deletes batch by batch, until one is not full. Says how many were deleted.
+async fn all_of<F: Future<Output = Result<u64>>>(batch: usize, mut delete: impl FnMut() -> F) -> Result<u64> {
+    let mut deleted = 0;
+    loop {
+        let count = delete().await?;
+        deleted += count;
+        if count < batch as u64 {
+            return Ok(deleted);
         }
     }
 }

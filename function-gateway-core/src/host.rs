@@ -12,11 +12,12 @@ use tokio_util::task::TaskTracker;
 use crate::capability::check_spec;
 use crate::middleware::Pipeline;
 use crate::route::Routes;
+use crate::running::RunningCalls;
 use crate::{
-    Action, AuditEvent, AuditLog, Authorizer, CallContext, Clock, Decision, DriverRegistry, Error, ErrorKind,
-    FunctionName, FunctionSpec, FunctionStore, GatewayConfig, GatewayId, Generation, InvocationStore, Middleware,
-    MiddlewareFactory, PrincipalId, Resource, Result, Revision, SecretBinding, SecretChain, SecretDelivery, Settings,
-    SpecField, Violation,
+    Action, ApiKeyId, ApiKeyStore, AuditEvent, AuditLog, Authorizer, CallContext, Clock, Decision, DriverRegistry,
+    Error, ErrorKind, FunctionName, FunctionSpec, FunctionStore, GatewayConfig, GatewayId, Generation, InvocationStore,
+    Middleware, MiddlewareFactory, PrincipalId, Resource, Result, Revision, SecretBinding, SecretChain, SecretDelivery,
+    Settings, SpecField, Violation,
 };
 
 pub(crate) struct Host {
@@ -29,8 +30,11 @@ pub(crate) struct Host {
     pub(crate) secrets: SecretChain,
     pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) audit: Arc<dyn AuditLog>,
+    /// Absent where the host keeps no keys.
+    pub(crate) keys: Option<Arc<dyn ApiKeyStore>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) routes: Routes,
+    pub(crate) running: RunningCalls,
     pub(crate) lifetime: Lifetime,
 }
 
@@ -86,18 +90,30 @@ impl Host {
             Some((name, owner)) => Resource::function(cx.tenant(), name, owner),
             None => Resource::tenant(cx.tenant()),
         };
+        self.authorize_on(cx, action, resource, None).await
+    }
+
+    /// As [`authorize`](Self::authorize), for a change of an API key.
+    pub(crate) async fn authorize_key(&self, cx: &CallContext, action: Action, key: ApiKeyId) -> Result<()> {
+        self.authorize_on(cx, action, Resource::tenant(cx.tenant()), Some(key)).await
+    }
+
+    async fn authorize_on(
+        &self,
+        cx: &CallContext,
+        action: Action,
+        resource: Resource<'_>,
+        key: Option<ApiKeyId>,
+    ) -> Result<()> {
         match self.authorizer.authorize(cx, action, resource).await? {
             Decision::Allow => Ok(()),
             Decision::Deny => {
-                if matches!(action, Action::Create | Action::Update | Action::Delete) {
-                    let event = AuditEvent::new(self.clock.now(), cx, action, false);
-                    self.audit(match function {
-                        Some((name, _)) => event.on(name, None),
-                        None => event,
-                    })
-                    .await;
+                if action.is_change() {
+                    let mut event = AuditEvent::new(self.clock.now(), cx, action, false);
+                    (event.function, event.key) = (resource.function.cloned(), key);
+                    self.audit(event).await;
                 }
-                let message = format!("the principal may not {action} this");
+                let message = format!("the principal may not do this: {action}");
                 Err(Error::new(ErrorKind::PermissionDenied, message))
             }
         }
@@ -114,6 +130,11 @@ impl Host {
         self.audit(AuditEvent::new(self.clock.now(), cx, action, true).on(name, generation)).await;
     }
 
+    /// Keeps a change of an API key in the audit log, or its refusal, and tells of it.
+    pub(crate) async fn audit_key(&self, cx: &CallContext, action: Action, key: ApiKeyId, allowed: bool) {
+        self.audit(AuditEvent::new(self.clock.now(), cx, action, allowed).on_key(key)).await;
+    }
+
     async fn audit(&self, event: AuditEvent) {
         tracing::info!(
             target: "function_gateway::audit",
@@ -122,6 +143,7 @@ impl Host {
             action = %event.action,
             function = event.function.as_ref().map(FunctionName::as_str),
             generation = event.generation.map(Generation::get),
+            key = event.key.as_ref().map(tracing::field::display),
             allowed = event.allowed,
         );
         if let Err(error) = self.audit.append(event).await {

@@ -7,19 +7,22 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::Shared;
+use futures_util::stream;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use crate::body::Closing;
 use crate::secret::StreamRedactor;
 use crate::time::monotonic_now;
 use crate::{
-    Body, CallContext, Deadline, Error, ErrorClass, ErrorKind, InvocationId, KeptBytes, Redactor, Result, Revision,
-    Secret, SecretRef, Timestamp,
+    Body, BoxStream, CallContext, Deadline, Error, ErrorClass, ErrorKind, InvocationId, KeptBytes, Redactor, Result,
+    Revision, Secret, SecretRef, Timestamp,
 };
 
 /// The media type of JSON.
@@ -381,6 +384,8 @@ pub struct CallState {
     redactor: Redactor,
     log_limit: usize,
     logs: Mutex<LogBuffer>,
+    /// Wakes those who follow the log; made by the first of them.
+    log_changed: OnceLock<Notify>,
 }
 
 const ABSENT: u64 = u64::MAX;
@@ -403,6 +408,7 @@ impl CallState {
             redactor: Redactor::new(),
             log_limit: max_log_bytes,
             logs: Mutex::default(),
+            log_changed: OnceLock::new(),
         }
     }
 
@@ -502,15 +508,52 @@ impl CallState {
         &self.redactor
     }
 
-    /// Closes the log and takes it; `None` where nothing was written.
-    pub(crate) fn take_logs(&self) -> Option<KeptBytes> {
-        let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(redactor) = logs.redactor.take() {
-            let rest = redactor.finish();
-            logs.keep(&rest, self.log_limit);
+    /// Closes the log, for good, and gives what is kept of it; `None` where nothing was written. Whoever follows it comes
+    /// to its end.
+    pub(crate) fn close_logs(&self) -> Option<KeptBytes> {
+        let closed = {
+            let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
+            let bytes = logs.close(self.log_limit);
+            let LogBuffer { seen, truncated, .. } = *logs;
+            (seen > 0).then(|| KeptBytes { bytes, content_type: None, len: Some(seen), truncated })
+        };
+        self.wake_log_followers();
+        closed
+    }
+
+    /// What is kept of the log from a place on, and whether more may come.
+    fn logged_from(&self, at: usize) -> (Bytes, bool) {
+        match &self.logs.lock().unwrap_or_else(PoisonError::into_inner).kept {
+            Kept::Open(kept) => (Bytes::copy_from_slice(kept.get(at..).unwrap_or_default()), true),
+            Kept::Closed(kept) => (kept.slice(at.min(kept.len())..), false),
         }
-        let LogBuffer { kept, seen, truncated, .. } = std::mem::take(&mut *logs);
-        (seen > 0).then(|| KeptBytes { bytes: kept.into(), content_type: None, len: Some(seen), truncated })
+    }
+
+    fn wake_log_followers(&self) {
+        if let Some(followers) = self.log_changed.get() {
+            followers.notify_waiters();
+        }
+    }
+
+    /// The log from its start: what is there and, where it is followed, what comes until it is closed.
+    pub(crate) fn read_logs(self: Arc<Self>, follow: bool) -> BoxStream<'static, Result<Bytes>> {
+        if !follow {
+            let (logged, _) = self.logged_from(0);
+            return Box::pin(stream::iter((!logged.is_empty()).then_some(Ok(logged))));
+        }
+        Box::pin(stream::unfold((self, 0), |(call, at)| async move {
+            let logged = loop {
+                // Made before it is looked, so that what comes in between wakes it.
+                let changed = call.log_changed.get_or_init(Notify::new).notified();
+                let (logged, open) = call.logged_from(at);
+                if !open || !logged.is_empty() {
+                    break logged;
+                }
+                changed.await;
+            };
+            let read = at + logged.len();
+            (!logged.is_empty()).then_some((Ok(logged), (call, read)))
+        }))
     }
 }
 
@@ -533,16 +576,41 @@ pub struct LogSink(Arc<CallState>);
 #[derive(Default)]
 struct LogBuffer {
     redactor: Option<StreamRedactor>,
-    kept: Vec<u8>,
+    kept: Kept,
     seen: u64,
     truncated: bool,
 }
 
+/// What is kept of a log. Once it is closed its record and those who follow it share it.
+enum Kept {
+    Open(Vec<u8>),
+    Closed(Bytes),
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self::Open(Vec::new())
+    }
+}
+
 impl LogBuffer {
     fn keep(&mut self, bytes: &[u8], limit: usize) {
-        let room = limit.saturating_sub(self.kept.len());
-        self.kept.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
+        let Kept::Open(kept) = &mut self.kept else { return };
+        let room = limit.saturating_sub(kept.len());
+        kept.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
         self.truncated |= bytes.len() > room;
+    }
+
+    fn close(&mut self, limit: usize) -> Bytes {
+        if let Some(redactor) = self.redactor.take() {
+            self.keep(&redactor.finish(), limit);
+        }
+        let bytes = match &mut self.kept {
+            Kept::Open(kept) => Bytes::from(std::mem::take(kept)),
+            Kept::Closed(bytes) => return bytes.clone(),
+        };
+        self.kept = Kept::Closed(bytes.clone());
+        bytes
     }
 }
 
@@ -557,21 +625,30 @@ impl LogSink {
         Self(Arc::new(CallState::new(InvocationId::generate(), Timestamp::now(), limit)))
     }
 
-    /// Adds to the log. What goes past the limit is counted, not kept.
+    /// Adds to the log. What goes past the limit is counted, not kept; what comes after the end of the call is lost.
     pub fn write(&self, bytes: &[u8]) {
         let CallState { logs, log_limit, redactor, .. } = &*self.0;
-        let mut logs = logs.lock().unwrap_or_else(PoisonError::into_inner);
-        logs.seen = logs.seen.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-        let mut stream = logs.redactor.take().unwrap_or_else(|| redactor.stream());
-        redactor.refresh(&mut stream);
-        logs.keep(&stream.push(bytes), *log_limit);
-        logs.redactor = Some(stream);
+        {
+            let mut logs = logs.lock().unwrap_or_else(PoisonError::into_inner);
+            if matches!(logs.kept, Kept::Closed(_)) {
+                return;
+            }
+            logs.seen = logs.seen.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+            let mut stream = logs.redactor.take().unwrap_or_else(|| redactor.stream());
+            redactor.refresh(&mut stream);
+            logs.keep(&stream.push(bytes), *log_limit);
+            logs.redactor = Some(stream);
+        }
+        self.0.wake_log_followers();
     }
 
     /// What was written, as far as it is kept and settled.
     #[must_use]
     pub fn contents(&self) -> Vec<u8> {
-        self.0.logs.lock().unwrap_or_else(PoisonError::into_inner).kept.clone()
+        match &self.0.logs.lock().unwrap_or_else(PoisonError::into_inner).kept {
+            Kept::Open(kept) => kept.clone(),
+            Kept::Closed(kept) => kept.to_vec(),
+        }
     }
 }
 

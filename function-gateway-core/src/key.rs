@@ -302,6 +302,16 @@ uuid_id! {
     InvocationId, "invocation id"
 }
 
+uuid_id! {
+    /// Identifies an API key. It is no secret: who knows it can't call with it.
+    ApiKeyId, "API key id"
+}
+
+uuid_id! {
+    /// Identifies an event of the audit log.
+    AuditEventId, "audit event id"
+}
+
 /// Counts the changes of a function's specification, from 1. Every generation is kept as a revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -2,10 +2,10 @@
 //!
 //! A host depends on the crate `function-gateway`, which re-exports this one and brings drivers and middleware by
 //! feature. Authors of drivers ([`FaasDriver`]), middleware ([`Middleware`]) and stores ([`FunctionStore`],
-//! [`InvocationStore`]) depend on this one.
+//! [`InvocationStore`], [`AuditLog`], [`ApiKeyStore`]) depend on this one.
 //!
-//! A [`Gateway`] is put together from a store, drivers and middleware, and implements [`FunctionManager`] and
-//! [`FunctionExecutor`]:
+//! A [`Gateway`] is put together from a store, drivers and middleware, and implements [`FunctionManager`],
+//! [`FunctionExecutor`] and [`AccessManager`]:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -34,17 +34,21 @@
 //! Nothing here starts a runtime, reads the environment, sets up logging or keeps a global: the host passes
 //! configuration in as values.
 
+mod access;
 mod authorize;
 mod body;
 mod capability;
 mod config;
 mod context;
+mod credential;
 mod driver;
 mod envelope;
 mod error;
 mod executor;
 mod function;
 mod gateway;
+mod headers;
+mod health;
 mod host;
 mod invocation;
 mod key;
@@ -55,18 +59,24 @@ mod reconcile;
 mod record;
 mod registry;
 mod route;
+mod running;
+#[cfg(feature = "openapi")]
+mod schema;
 mod secret;
 pub mod store;
 mod time;
 mod trace;
 
+pub use access::{AccessManager, NewApiKey};
 pub use authorize::{
-    Action, AllowWithinTenant, AuditEvent, AuditLog, Authorizer, Decision, MemoryAuditLog, Principal, Resource,
+    Action, AllowWithinTenant, AuditEvent, AuditFilter, AuditLog, Authorizer, Decision, Principal, Resource,
+    ScopeAuthorizer,
 };
 pub use body::{Body, BodyEnd, ByteStream};
 pub use capability::{DriverCapabilities, Scope, SpecField};
 pub use config::{GatewayConfig, RecordDefaults};
 pub use context::{CallContext, Cancellation, Origin};
+pub use credential::{ApiKey, ApiKeyState};
 pub use driver::{
     BoxStream, DeployRequest, Deployment, DeploymentState, DeploymentStatus, DriverInfo, DriverRef, DriverRequest,
     EngineInfo, FaasDriver, ListScope, LogLine, LogQuery, ScaleRequest, call_header, call_headers, set_call_headers,
@@ -80,12 +90,13 @@ pub use function::{
     Timeouts, UnknownFields, Workload,
 };
 pub use gateway::{Gateway, GatewayBuilder};
+pub use headers::for_one_hop;
 pub use invocation::{
     CallState, FunctionFailure, Invocation, InvokeRequest, InvokeResponse, LogSink, Outcome, TimedPhase, Timings,
 };
 pub use key::{
-    DriverName, FunctionId, FunctionKey, FunctionName, FunctionRef, GatewayId, Generation, InvalidName, InvocationId,
-    PrincipalId, Protocol, Qualifier, SecretRef, TenantId, Version,
+    ApiKeyId, AuditEventId, DriverName, FunctionId, FunctionKey, FunctionName, FunctionRef, GatewayId, Generation,
+    InvalidName, InvocationId, PrincipalId, Protocol, Qualifier, SecretRef, TenantId, Version,
 };
 pub use manager::{FunctionManager, FunctionManagerExt, Precondition};
 pub use middleware::{BodyAccess, Middleware, MiddlewareFactory, Next, Settings, Stage};
@@ -100,8 +111,8 @@ pub use secret::{
     SecretProvider, SecretVariable, StreamRedactor,
 };
 pub use store::{
-    Cursor, CursorKind, Durability, FunctionFilter, FunctionStore, InvocationStore, Lease, Page, PageRequest,
-    UnreadableRow,
+    ApiKeyStore, Cursor, CursorKind, Durability, FunctionFilter, FunctionStore, InvocationStore, Lease, Page,
+    PageRequest, UnreadableRow,
 };
 pub use time::{Clock, Deadline, SystemClock, Timestamp};
 pub use trace::TraceParent;

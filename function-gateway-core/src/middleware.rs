@@ -112,6 +112,23 @@ pub trait Middleware: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// Its own, or those of what it calls.
     async fn handle(&self, call: Box<Invocation>, next: Next<'_>) -> Result<Box<InvokeResponse>>;
+
+    /// Says what is wrong with the payload of a call, without handing the call on: everything for which
+    /// [`handle`](Self::handle) would refuse it as it stands. Asked by
+    /// [`check_payload`](crate::FunctionExecutor::check_payload) of each middleware of a revision, in their order and until
+    /// one gives an error; no call comes of it. By default nothing is wrong.
+    ///
+    /// # Behaviour
+    /// - The payload is bytes and within the function's limit, unless the function streams. It is as the caller sent it: what
+    ///   a middleware further out would make of it is not in it.
+    /// - It changes nothing: neither state of the middleware's own, such as counters of calls, nor the call's.
+    /// - No violation shows more of the payload than an error of `handle` does.
+    ///
+    /// # Errors
+    /// Where it can't be checked now.
+    async fn check(&self, _call: &Invocation) -> Result<Vec<Violation>> {
+        Ok(Vec::new())
+    }
 }
 
 /// Makes middleware for one revision of a function, so that schemas and settings are read once.
@@ -251,6 +268,11 @@ impl Pipeline {
     pub(crate) fn split_after(&self, stage: Stage) -> (Chain<'_>, Chain<'_>) {
         let at = self.chain.partition_point(|middleware| middleware.stage() <= stage);
         self.chain.split_at_checked(at).unwrap_or((&self.chain, &[]))
+    }
+
+    /// All of it, outermost first.
+    pub(crate) fn all(&self) -> Chain<'_> {
+        &self.chain
     }
 
     /// The first middleware that has to read a body whole.

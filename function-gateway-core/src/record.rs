@@ -18,6 +18,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum InvocationState {
     /// Accepted, not started.
     Queued,
@@ -128,6 +129,7 @@ impl<'de> Deserialize<'de> for KeptBytes {
 /// Why an execution did not succeed, in words that may be shown to any client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Failure {
     /// Whose failure it is.
     pub class: ErrorClass,
@@ -150,6 +152,7 @@ impl Failure {
 /// What is kept of one execution. It outlives its function.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct InvocationRecord {
     /// The execution.
     pub id: InvocationId,
@@ -324,6 +327,7 @@ impl StatisticsQuery {
 /// Figures over executions that have ended.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Statistics {
     /// How many ended.
     pub count: u64,
@@ -358,17 +362,21 @@ impl Statistics {
 /// How long something took: exact count, and quantiles with an error of at most 5 %.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Quantiles {
     /// In how many executions it occurred.
     pub count: u64,
     /// Half took no longer, in microseconds.
     #[serde(rename = "p50_us", with = "micros")]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub p50: Duration,
     /// 95 of 100 took no longer, in microseconds.
     #[serde(rename = "p95_us", with = "micros")]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub p95: Duration,
     /// 99 of 100 took no longer, in microseconds.
     #[serde(rename = "p99_us", with = "micros")]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub p99: Duration,
 }
 
@@ -392,7 +400,7 @@ mod micros {
     }
 }
 
-/// How long records and figures over them are kept. Figures outlive records.
+/// How long records, figures over them and audit events are kept. Figures outlive records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Retention {
@@ -402,6 +410,8 @@ pub struct Retention {
     pub max_per_function: Option<u64>,
     /// Figures of minutes longer ago than this are deleted.
     pub max_statistics_age: Option<Duration>,
+    /// Audit events of longer ago than this are deleted.
+    pub max_audit_age: Option<Duration>,
 }
 
 impl Retention {
@@ -422,6 +432,13 @@ impl Retention {
     #[must_use]
     pub fn with_max_statistics_age(mut self, max_age: Duration) -> Self {
         self.max_statistics_age = Some(max_age);
+        self
+    }
+
+    /// Deletes audit events of longer ago than this.
+    #[must_use]
+    pub fn with_max_audit_age(mut self, max_age: Duration) -> Self {
+        self.max_audit_age = Some(max_age);
         self
     }
 

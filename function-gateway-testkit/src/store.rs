@@ -1,5 +1,6 @@
-//! Conformance of stores: what [`FunctionStore`](function_gateway_core::FunctionStore) and
-//! [`InvocationStore`](function_gateway_core::InvocationStore) promise, one case for each promise.
+//! Conformance of stores: what [`FunctionStore`](function_gateway_core::FunctionStore),
+//! [`InvocationStore`](function_gateway_core::InvocationStore), [`AuditLog`](function_gateway_core::AuditLog) and
+//! [`ApiKeyStore`](function_gateway_core::ApiKeyStore) promise, one case for each promise.
 //!
 //! An author adds one line to a test file, with an expression of a future that opens the store. It is evaluated for each
 //! case:
@@ -14,15 +15,19 @@
 //!
 //! function_gateway_testkit::function_store_conformance!(open());
 //! function_gateway_testkit::invocation_store_conformance!(open());
+//! function_gateway_testkit::audit_log_conformance!(open());
+//! function_gateway_testkit::api_key_store_conformance!(open());
 //! # fn main() {}
 //! ```
 //!
 //! Each case is a test of its own, with tenants of its own, so all of them can run at the same time against one
-//! database. They need no control of the store's clock. Records of 1970 and records of functions that have more than
-//! [`KEPT_PER_FUNCTION`](records::KEPT_PER_FUNCTION) are deleted there, since retention works across tenants.
+//! database. They need no control of the store's clock. Records and audit events of 1970, and records of functions that
+//! have more than [`KEPT_PER_FUNCTION`](records::KEPT_PER_FUNCTION), are deleted there, since retention works across tenants.
 #![expect(clippy::expect_used, clippy::panic, reason = "a case fails by a panic, as tests do")]
 
+pub mod audit;
 pub mod functions;
+pub mod keys;
 pub mod records;
 
 use std::collections::BTreeSet;
@@ -30,8 +35,8 @@ use std::fmt::Debug;
 use std::future::Future;
 
 use function_gateway_core::{
-    Cursor, DriverRef, ErrorKind, Function, FunctionId, FunctionKey, FunctionSpec, GatewayId, Generation, Page,
-    PageRequest, PrincipalId, ProcessWorkload, Result, Revision, RevisionReason, TenantId, Timestamp,
+    Cursor, CursorKind, DriverRef, ErrorKind, Function, FunctionId, FunctionKey, FunctionSpec, GatewayId, Generation,
+    Page, PageRequest, PrincipalId, ProcessWorkload, Result, Revision, RevisionReason, TenantId, Timestamp,
 };
 
 /// Makes a test of each case of [`functions`], for the store that a future gives.
@@ -127,6 +132,63 @@ macro_rules! invocation_store_conformance {
     };
 }
 
+/// Makes a test of each case of [`audit`], for the log that a future gives.
+///
+/// It makes test functions where it stands; put it into a module of its own where their names are in the way. An
+/// attribute before the expression, such as `#[ignore = "needs a server"]`, is that of each test.
+#[macro_export]
+macro_rules! audit_log_conformance {
+    (#[$attribute:meta] $open:expr) => {
+        $crate::audit_log_conformance! { @with [#[$attribute]] $open }
+    };
+    (@with $attributes:tt $open:expr) => {
+        $crate::__store_cases! { audit, $attributes $open;
+            an_event_reads_back_as_it_was_appended
+            an_id_is_of_one_event_in_all_tenants
+            events_are_listed_newest_first
+            a_list_of_events_stays_whole_while_more_come_in
+            tenants_do_not_see_each_others_events
+            every_audit_filter_holds
+            audit_filters_hold_together_over_pages
+            many_events_come_in_at_once
+            audit_retention_goes_by_age
+            no_retention_deletes_no_events
+            cursors_of_other_lists_give_no_events
+        }
+    };
+    ($open:expr) => {
+        $crate::audit_log_conformance! { @with [] $open }
+    };
+}
+
+/// Makes a test of each case of [`keys`], for the store that a future gives.
+///
+/// It makes test functions where it stands; put it into a module of its own where their names are in the way. An
+/// attribute before the expression, such as `#[ignore = "needs a server"]`, is that of each test.
+#[macro_export]
+macro_rules! api_key_store_conformance {
+    (#[$attribute:meta] $open:expr) => {
+        $crate::api_key_store_conformance! { @with [#[$attribute]] $open }
+    };
+    (@with $attributes:tt $open:expr) => {
+        $crate::__store_cases! { keys, $attributes $open;
+            a_key_reads_back_as_it_was_added
+            an_id_is_of_one_key_in_all_tenants
+            keys_are_listed_newest_first
+            a_list_of_keys_stays_whole_while_more_are_added
+            tenants_do_not_see_each_others_keys
+            a_revocation_keeps_its_first_time
+            one_of_many_racing_revocations_wins
+            a_revocation_of_nothing_is_refused
+            many_keys_are_added_at_once
+            cursors_of_other_lists_give_no_keys
+        }
+    };
+    ($open:expr) => {
+        $crate::api_key_store_conformance! { @with [] $open }
+    };
+}
+
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __store_cases {
@@ -156,6 +218,16 @@ pub fn __block_on(case: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
     runtime.expect("a runtime starts").block_on(case);
 }
+
+/// The lists that there are.
+const CURSORS: [CursorKind; 6] = [
+    CursorKind::Functions,
+    CursorKind::Revisions,
+    CursorKind::Records,
+    CursorKind::Scan,
+    CursorKind::ApiKeys,
+    CursorKind::Audit,
+];
 
 /// A tenant that no other case knows.
 fn tenant() -> TenantId {
@@ -230,10 +302,15 @@ mod tests {
     #[test]
     fn the_macros_name_every_case() {
         let macros = include_str!("store.rs");
-        for suite in [include_str!("store/functions.rs"), include_str!("store/records.rs")] {
+        for suite in [
+            include_str!("store/functions.rs"),
+            include_str!("store/records.rs"),
+            include_str!("store/audit.rs"),
+            include_str!("store/keys.rs"),
+        ] {
             let cases: Vec<_> =
                 suite.split("pub async fn ").skip(1).filter_map(|case| case.split('(').next()).collect();
-            assert!(cases.len() > 20);
+            assert!(cases.len() >= 10);
             for case in cases {
                 assert!(macros.contains(&format!("            {case}\n")), "{case} is in no macro");
             }

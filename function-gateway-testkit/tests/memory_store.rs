@@ -9,3 +9,5 @@ async fn open() -> MemoryStore {
 
 function_gateway_testkit::function_store_conformance!(open());
 function_gateway_testkit::invocation_store_conformance!(open());
+function_gateway_testkit::audit_log_conformance!(open());
+function_gateway_testkit::api_key_store_conformance!(open());

@@ -15,10 +15,10 @@ use bytes::Bytes;
 use function_gateway::store::memory::MemoryStore;
 use function_gateway::store::sql::SqlStore;
 use function_gateway::{
-    Body, DriverRequest, Error, ErrorKind, FaasDriver as _, FunctionExecutor as _, FunctionExecutorExt as _,
-    FunctionFailure, FunctionManager as _, FunctionSpec, Gateway, InvocationStore as _, InvokeRequest, InvokeResponse,
-    KeepPayloads, LogQuery, LogSink, MemoryAuditLog, MemorySecrets, PayloadFormat, Precondition, RecordMode, Result,
-    RetryPolicy, Secret, SecretBinding, SecretChain, Violation,
+    AccessManager as _, Body, DriverRequest, Error, ErrorKind, FaasDriver as _, FunctionExecutor as _,
+    FunctionExecutorExt as _, FunctionFailure, FunctionManager as _, FunctionSpec, Gateway, InvocationId,
+    InvocationStore as _, InvokeRequest, InvokeResponse, KeepPayloads, LogQuery, LogSink, MemorySecrets, PayloadFormat,
+    Precondition, RecordMode, Result, RetryPolicy, Secret, SecretBinding, SecretChain, Violation,
 };
 use function_gateway_local_process::{LocalProcess, LocalProcessConfig};
 use function_gateway_secrets::{Secrets, SecretsOptions};
@@ -101,14 +101,13 @@ struct Setup {
     store: Arc<MemoryStore>,
     engine: Engine,
     provider: Arc<MemorySecrets>,
-    audit: Arc<MemoryAuditLog>,
     others: Vec<Box<dyn Debug>>,
 }
 
 /// A process whose drivers hand secrets over at each call.
 async fn setup() -> Setup {
     outside();
-    let (engine, store, audit) = (Engine::new(), store(), Arc::new(MemoryAuditLog::default()));
+    let (engine, store) = (Engine::new(), store());
     let provider = Arc::new(MemorySecrets::new());
     provider.set("acme".parse().unwrap(), "token".parse().unwrap(), Secret::new(CANARY));
     let chain = SecretChain::new(vec![Arc::clone(&provider) as _]);
@@ -120,13 +119,12 @@ async fn setup() -> Setup {
         .driver("local".parse().unwrap(), Arc::clone(&local) as _)
         .driver("scripted".parse().unwrap(), Arc::clone(&scripted) as _)
         .middleware_for_all(Arc::new(secrets.clone()))
-        .audit_log(Arc::clone(&audit) as _)
         .without_reconciler()
         .build()
         .await
         .unwrap();
     let others: Vec<Box<dyn Debug>> = vec![Box::new((chain, secrets, local, scripted))];
-    Setup { gateway, store, engine, provider, audit, others }
+    Setup { gateway, store, engine, provider, others }
 }
 
 /// A process without the middleware, whose driver hands secrets over at deployment.
@@ -146,7 +144,6 @@ impl Setup {
             .store(Arc::clone(&self.store))
             .driver("scripted".parse().unwrap(), Arc::new(driver))
             .secrets(Arc::clone(&self.provider) as _)
-            .audit_log(Arc::clone(&self.audit) as _)
             .without_reconciler()
             .build()
             .await
@@ -167,8 +164,11 @@ impl Setup {
             assert_clean("the function", &serde_json::to_string(&*function).unwrap());
             assert_debug_clean("the function", &function);
         }
-        for value in [&self.gateway as &dyn Debug, &self.store, &self.engine, &self.provider, &self.audit, &self.others]
-        {
+        for event in self.gateway.audit_events(&cx(), &Default::default(), &Default::default()).await.unwrap().items {
+            assert_clean("the audit event", &serde_json::to_string(&*event).unwrap());
+            assert_debug_clean("the audit event", &event);
+        }
+        for value in [&self.gateway as &dyn Debug, &self.store, &self.engine, &self.provider, &self.others] {
             assert_debug_clean("Debug", value);
         }
         let log = String::from_utf8_lossy(&outside().log.lock().unwrap()).into_owned();
@@ -280,6 +280,39 @@ async fn a_database_of_a_gateway_whose_functions_echo_their_secret() {
     assert!(!files.is_empty());
     for file in files {
         assert_clean(&file.display().to_string(), &String::from_utf8_lossy(&std::fs::read(&file).unwrap()));
+    }
+}
+
+#[tokio::test]
+async fn a_process_whose_log_is_followed_while_it_runs() {
+    let setup = setup().await;
+    for way in ways().filter(|(_, streaming)| *streaming) {
+        setup.create(kept(in_env(sh("printf '%s, a line\\n' \"$TOKEN\" >&2; cat")), way)).await;
+        // The process runs for as long as its payload goes on.
+        let (asked, was_asked) = tokio::sync::oneshot::channel();
+        let (end, ended) = tokio::sync::oneshot::channel();
+        let payload = stream::once(async move {
+            asked.send(()).unwrap();
+            ended.await.unwrap();
+            Ok(Bytes::from_static(b"done"))
+        });
+        let request = InvokeRequest::new(Body::from_stream(payload));
+        let (gateway, id) = (setup.gateway.clone(), InvocationId::generate());
+        let call = tokio::spawn(async move {
+            gateway.invoke(&cx().with_invocation_id(id), &function("f"), request).await?.body.collect(100).await
+        });
+        soon(was_asked).await.unwrap();
+        let mut log = setup.gateway.execution_logs(&cx(), id, true).await.unwrap();
+        let mut logged = Vec::new();
+        while !logged.ends_with(b"\n") {
+            logged.extend_from_slice(&soon(log.next()).await.unwrap().unwrap());
+        }
+        assert_eq!(String::from_utf8_lossy(&logged), "[redacted], a line\n");
+        end.send(()).unwrap();
+        assert!(soon(log.next()).await.is_none());
+        assert_eq!(soon(call).await.unwrap().unwrap(), "done");
+        setup.assert_clean().await;
+        setup.delete().await;
     }
 }
 

@@ -58,17 +58,24 @@ async fn host() {
     drop((call.await, worker));
 }
 
-/// The process that is to end the others, by its parent and its name.
+/// The process that is to end the others, by its parent and its name, which it has once it has begun.
 fn reaper_of(host: u32) -> u32 {
-    let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let is_reaper = |pid: &u32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse::<u32>().ok());
         parent == Some(host) && command.contains("function-gateway-reaper")
     };
-    pids.find(is_reaper).expect("a reaper")
+    for _ in 0..5000 {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        if let Some(pid) = pids.find(is_reaper) {
+            return pid;
+        }
+        // sleep: between two looks at what another process becomes.
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    panic!("there is no reaper");
 }
 
 struct Host {

@@ -1,7 +1,7 @@
 //! Middleware that is the same for every function.
 
 use async_trait::async_trait;
-use function_gateway::{Error, ErrorKind, Invocation, InvokeResponse, Middleware, Next, Result, Stage};
+use function_gateway::{Error, ErrorKind, Invocation, InvokeResponse, Middleware, Next, Result, Stage, Violation};
 use http::header::CONTENT_TYPE;
 
 /// Refuses payloads whose content type is not on a list. An empty payload needs none.
@@ -21,6 +21,13 @@ impl ContentTypes {
         let media_type = content_type.split(';').next().unwrap_or_default().trim();
         self.allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(media_type))
     }
+
+    /// What is wrong with a call's payload, if something is.
+    fn refusal(&self, call: &Invocation) -> Option<String> {
+        let content_type = call.request.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let passes = call.request.body.is_empty() || content_type.is_some_and(|content_type| self.allows(content_type));
+        (!passes).then(|| format!("the payload's content type has to be {}", self.allowed.join(" or ")))
+    }
 }
 
 #[async_trait]
@@ -33,12 +40,14 @@ impl Middleware for ContentTypes {
         Stage::Validate
     }
 
+    async fn check(&self, call: &Invocation) -> Result<Vec<Violation>> {
+        Ok(self.refusal(call).map(|reason| Violation::new("", reason)).into_iter().collect())
+    }
+
     async fn handle(&self, call: Box<Invocation>, next: Next<'_>) -> Result<Box<InvokeResponse>> {
-        let content_type = call.request.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        if call.request.body.is_empty() || content_type.is_some_and(|content_type| self.allows(content_type)) {
-            return next.run(call).await;
+        match self.refusal(&call) {
+            Some(reason) => Err(Error::new(ErrorKind::InvalidInput, reason)),
+            None => next.run(call).await,
         }
-        let message = format!("the payload's content type has to be {}", self.allowed.join(" or "));
-        Err(Error::new(ErrorKind::InvalidInput, message))
     }
 }

@@ -11,7 +11,7 @@ use function_gateway::store::memory::MemoryStore;
 use function_gateway::{
     CallContext, CustomWorkload, DriverRequest, Error, ErrorKind, FunctionExecutor as _, FunctionManager as _,
     FunctionSpec, Gateway, GatewayBuilder, Invocation, InvocationRecord, InvokeRequest, InvokeResponse, KeepPayloads,
-    Middleware, Next, PageRequest, Principal, RecordFilter, Result, Secret, Stage,
+    Middleware, Next, PageRequest, Principal, RecordFilter, Result, Secret, Stage, Violation,
 };
 use function_gateway_testkit::{Engine, Handler, Op, ScriptedDriver};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
@@ -128,6 +128,8 @@ async fn a_payload_of_another_content_type_does_not_reach_the_function() {
         assert_eq!(error.message(), "the payload's content type has to be application/json");
     }
     assert_eq!(setup.engine.count(Op::Invoke), 0);
+    let found = setup.gateway.check_payload(&setup.cx, &"fun".parse().unwrap(), typed("text/plain")).await.unwrap();
+    assert_eq!(found, [Violation::new("", "the payload's content type has to be application/json")]);
     assert_eq!(setup.record().await.failure.as_ref().unwrap().code, ErrorKind::InvalidInput.code());
 
     for passing in [typed("Application/JSON; charset=utf-8"), InvokeRequest::new("")] {

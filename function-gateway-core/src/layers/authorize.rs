@@ -29,7 +29,7 @@ impl Middleware for Authorize {
         let decision = self.0.authorize(&call.cx, Action::Invoke, resource);
         match by_deadline(call.cx.deadline(), decision).await? {
             Decision::Allow => next.run(call).await,
-            Decision::Deny => Err(Error::new(ErrorKind::PermissionDenied, "the principal may not invoke this")),
+            Decision::Deny => Err(Error::new(ErrorKind::PermissionDenied, "the principal may not do this: invoke")),
         }
     }
 }

@@ -248,7 +248,7 @@ impl Recording {
         record.status = self.answer.as_ref().map(|(status, _)| *status);
         // Not read from the clock, which may have been set back meanwhile.
         record.finished_at = Some(record.created_at.plus(took));
-        record.logs = state.take_logs();
+        record.logs = state.close_logs();
         let keeps = match self.keeper.policy.payloads {
             KeepPayloads::Never => false,
             KeepPayloads::OnFailure => record.state != InvocationState::Succeeded,

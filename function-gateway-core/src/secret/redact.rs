@@ -127,6 +127,22 @@ impl Matcher {
         let replacements = vec![REDACTED; self.patterns.len()];
         self.search.replace_all_bytes(bytes, &replacements)
     }
+
+    /// From where on bytes may be the start of a value. Nothing of a line that ends otherwise is held back, so that who
+    /// follows a log sees it at once.
+    fn undecided(&self, bytes: &[u8]) -> usize {
+        /// Longer values are not compared at each place, since the work would go by the square of their length.
+        const MAX_COMPARED: usize = 1024;
+        let first = bytes.len().saturating_sub(self.longest.saturating_sub(1));
+        if self.longest > MAX_COMPARED {
+            return first;
+        }
+        let may_start = |at: usize| {
+            let end = bytes.get(at..).unwrap_or_default();
+            self.patterns.iter().any(|value| value.expose().len() > end.len() && value.expose().starts_with(end))
+        };
+        (first..bytes.len()).find(|at| may_start(*at)).unwrap_or(bytes.len())
+    }
 }
 
 /// Redacts bytes that come in pieces: a value that is cut by a border between pieces is found too.
@@ -140,7 +156,7 @@ impl StreamRedactor {
     pub fn push<'a>(&mut self, piece: &'a [u8]) -> Cow<'a, [u8]> {
         let Some(matcher) = &self.matcher else { return Cow::Borrowed(piece) };
         self.held.extend_from_slice(piece);
-        let undecided = self.held.len().saturating_sub(matcher.longest.saturating_sub(1));
+        let undecided = matcher.undecided(&self.held);
         // A match that starts among the last bytes may still grow into a longer one.
         let mut settled = undecided;
         for found in matcher.search.find_iter(&self.held) {
@@ -238,6 +254,19 @@ mod tests {
         out.extend_from_slice(&stream.push(b"ond"));
         out.extend_from_slice(&stream.finish());
         assert_eq!(out, b"[redacted] [redacted]");
+    }
+
+    #[test]
+    fn a_stream_holds_back_only_what_may_be_the_start_of_a_value() {
+        let redactor = redactor(&["secret", "second"]);
+        let mut stream = redactor.stream();
+        for (piece, ready) in
+            [("a line\n", "a line\n"), ("se", ""), ("e\ns", "see\n"), ("econ", ""), ("d!", "[redacted]!")]
+        {
+            assert_eq!(stream.push(piece.as_bytes()), ready.as_bytes(), "{piece:?}");
+        }
+        let long = "x".repeat(2000);
+        assert_eq!(self::redactor(&[&long]).stream().push(b"a line\n"), &b""[..]);
     }
 
     proptest! {

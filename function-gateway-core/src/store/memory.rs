@@ -1,21 +1,28 @@
 //! Stores in this process's memory: for tests, trials, and hosts that need nothing to survive a restart.
 
+mod audit;
 mod functions;
+mod keys;
 mod records;
 
 use std::fmt;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+use self::audit::Events;
 use self::functions::Functions;
+use self::keys::Keys;
 use self::records::Records;
-use super::{CursorKind, Durability, FunctionFilter, FunctionStore, InvocationStore, Lease, Page, PageRequest};
+use super::{
+    ApiKeyStore, CursorKind, Durability, FunctionFilter, FunctionStore, InvocationStore, Lease, Page, PageRequest,
+};
 use crate::{
-    Clock, Cursor, Function, FunctionId, FunctionKey, FunctionStatus, GatewayId, Generation, InvocationId,
-    InvocationRecord, RecordFilter, Result, Retention, Revision, Statistics, StatisticsQuery, SystemClock, TenantId,
-    Timestamp, Version,
+    ApiKey, ApiKeyId, AuditEvent, AuditFilter, AuditLog, Clock, Cursor, Function, FunctionId, FunctionKey,
+    FunctionStatus, GatewayId, Generation, InvocationId, InvocationRecord, RecordFilter, Result, Retention, Revision,
+    Statistics, StatisticsQuery, SystemClock, TenantId, Timestamp, Version,
 };
 
 /// How much a [`MemoryStore`] holds, and by which clock leases run out.
@@ -45,6 +52,11 @@ pub struct MemoryStoreOptions {
     /// For how many pairs of function and minute it keeps figures; 100,000 unless set. Beyond that the oldest minutes
     /// are forgotten, but never the newest one.
     pub max_rollups: usize,
+    /// How many API keys it takes; 100,000 unless set. Creating more fails with
+    /// [`ErrorKind::Store`](crate::ErrorKind::Store).
+    pub max_api_keys: usize,
+    /// How many audit events of all tenants together it keeps; 10,000 unless set. Beyond that the oldest are forgotten.
+    pub max_audit_events: usize,
     /// The clock by which leases run out; the system's unless set.
     pub clock: Arc<dyn Clock>,
 }
@@ -57,6 +69,8 @@ impl Default for MemoryStoreOptions {
             max_records: 10_000,
             max_kept_bytes: 256 * 1024 * 1024,
             max_rollups: 100_000,
+            max_api_keys: 100_000,
+            max_audit_events: 10_000,
             clock: Arc::new(SystemClock),
         }
     }
@@ -98,6 +112,20 @@ impl MemoryStoreOptions {
         self
     }
 
+    /// Sets how many API keys it takes.
+    #[must_use]
+    pub fn with_max_api_keys(mut self, count: usize) -> Self {
+        self.max_api_keys = count;
+        self
+    }
+
+    /// Sets how many audit events it keeps.
+    #[must_use]
+    pub fn with_max_audit_events(mut self, count: usize) -> Self {
+        self.max_audit_events = count;
+        self
+    }
+
     /// Sets the clock by which leases run out.
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
@@ -106,7 +134,8 @@ impl MemoryStoreOptions {
     }
 }
 
-/// Keeps functions and records in the memory of this process, up to the limits of [`MemoryStoreOptions`].
+/// Keeps functions, records, audit events and API keys in the memory of this process, up to the limits of
+/// [`MemoryStoreOptions`].
 ///
 /// What it keeps dies with it, so [`Durability::Durable`] is no more than [`Durability::Buffered`] here.
 ///
@@ -118,6 +147,8 @@ pub struct MemoryStore {
     clock: Arc<dyn Clock>,
     functions: RwLock<Functions>,
     records: Mutex<Records>,
+    audit: Mutex<Events>,
+    keys: RwLock<Keys>,
 }
 
 impl MemoryStore {
@@ -134,6 +165,8 @@ impl MemoryStore {
             gateway,
             functions: RwLock::new(Functions::new(&options)),
             records: Mutex::new(Records::new(&options)),
+            audit: Mutex::new(Events::new(&options)),
+            keys: RwLock::new(Keys::new(&options)),
             clock: options.clock,
         }
     }
@@ -148,6 +181,18 @@ impl MemoryStore {
 
     fn records(&self) -> MutexGuard<'_, Records> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn audit(&self) -> MutexGuard<'_, Events> {
+        self.audit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_keys<T>(&self, read: impl FnOnce(&Keys) -> T) -> T {
+        read(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write_keys<T>(&self, write: impl FnOnce(&mut Keys) -> T) -> T {
+        write(&mut self.keys.write().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Does something with the records once all of them are indexed. Lets others in between the batches of that.
@@ -188,6 +233,25 @@ fn page<T>(
     page.truncate(limit);
     let next = page.last().filter(|_| more).map(|last| Cursor::after(kind, &key(last)));
     Page::new(page, next)
+}
+
+/// The start and the end of a range.
+type Bounds<T> = (Bound<T>, Bound<T>);
+
+/// What lies between two times in a list by time and id, and comes after the cursor of one that starts with the newest;
+/// `None` where nothing can. `first` is the id that sorts before all others.
+fn between<I: Copy + Ord>(
+    first: I,
+    from: Option<Timestamp>,
+    until: Option<Timestamp>,
+    after: Option<(Timestamp, I)>,
+) -> Option<Bounds<(Timestamp, I)>> {
+    let start = from.map(|from| (from, first));
+    let end = after.into_iter().chain(until.map(|until| (until, first))).min();
+    if start.zip(end).is_some_and(|(start, end)| start >= end) {
+        return None;
+    }
+    Some((start.map_or(Bound::Unbounded, Bound::Included), end.map_or(Bound::Unbounded, Bound::Excluded)))
 }
 
 #[async_trait]
@@ -314,6 +378,41 @@ impl InvocationStore for MemoryStore {
 
     async fn retain(&self, retention: &Retention, now: Timestamp, limit: usize) -> Result<u64> {
         Ok(self.with_indexed(|records| records.retain(retention, now, limit)).await)
+    }
+}
+
+#[async_trait]
+impl AuditLog for MemoryStore {
+    async fn append(&self, event: AuditEvent) -> Result<()> {
+        self.audit().append(event)
+    }
+
+    async fn list(&self, tenant: &TenantId, filter: &AuditFilter, page: &PageRequest) -> Result<Page<Arc<AuditEvent>>> {
+        self.audit().list(tenant, filter, page)
+    }
+
+    async fn retain(&self, retention: &Retention, now: Timestamp, limit: usize) -> Result<u64> {
+        Ok(self.audit().retain(retention, now, limit))
+    }
+}
+
+#[async_trait]
+impl ApiKeyStore for MemoryStore {
+    async fn add_key(&self, key: &ApiKey) -> Result<()> {
+        let key = key.clone();
+        self.write_keys(|keys| keys.add(key))
+    }
+
+    async fn find_key(&self, id: ApiKeyId) -> Result<Option<Arc<ApiKey>>> {
+        Ok(self.read_keys(|keys| keys.find(id)))
+    }
+
+    async fn keys(&self, tenant: &TenantId, page: &PageRequest) -> Result<Page<Arc<ApiKey>>> {
+        self.read_keys(|keys| keys.list(tenant, page))
+    }
+
+    async fn revoke_key(&self, tenant: &TenantId, id: ApiKeyId, at: Timestamp) -> Result<Arc<ApiKey>> {
+        self.write_keys(|keys| keys.revoke(tenant, id, at))
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the gateway keeps, and where: functions with their revisions, and records of executions.
+//! What the gateway keeps, and where: functions with their revisions, records of executions, API keys.
 
 pub mod memory;
 mod page;
@@ -13,9 +13,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::{
-    DriverName, Error, ErrorKind, Function, FunctionId, FunctionKey, FunctionStatus, GatewayId, Generation,
-    InvocationId, InvocationRecord, Phase, PrincipalId, RecordFilter, Result, Retention, Revision, Statistics,
-    StatisticsQuery, TenantId, Timestamp, Version,
+    ApiKey, ApiKeyId, AuditEvent, DriverName, Error, ErrorKind, Function, FunctionId, FunctionKey, FunctionStatus,
+    GatewayId, Generation, InvocationId, InvocationRecord, Phase, PrincipalId, RecordFilter, Result, Retention,
+    Revision, Statistics, StatisticsQuery, TenantId, Timestamp, Version,
 };
 
 pub use page::{Cursor, CursorKind, Page, PageRequest, UnreadableRow};
@@ -278,6 +278,40 @@ pub trait InvocationStore: fmt::Debug + Send + Sync + 'static {
     async fn retain(&self, retention: &Retention, now: Timestamp, limit: usize) -> Result<u64>;
 }
 
+/// Keeps API keys: what they may do, and hashes of their secret parts.
+///
+/// # Errors
+/// Beside those that a method names: [`ErrorKind::Store`] where the store itself fails.
+///
+/// # Cancel safety
+/// A write whose future is dropped is done or not done, never half done.
+#[async_trait]
+pub trait ApiKeyStore: fmt::Debug + Send + Sync + 'static {
+    /// Adds a key.
+    ///
+    /// # Errors
+    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists) where there is a key of the id, in whichever tenant; that one
+    /// stays as it is.
+    async fn add_key(&self, key: &ApiKey) -> Result<()>;
+
+    /// Across tenants: the key of an id, in whichever state, for whoever authenticates callers.
+    async fn find_key(&self, id: ApiKeyId) -> Result<Option<Arc<ApiKey>>>;
+
+    /// Reads a page of a tenant's keys in all states, newest first by `created_at`, those of the same microsecond by their
+    /// ids.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a cursor that is not of such a list.
+    async fn keys(&self, tenant: &TenantId, page: &PageRequest) -> Result<Page<Arc<ApiKey>>>;
+
+    /// Notes that a tenant's key is revoked, for good. One that is revoked already keeps its time. Gives the key as it is
+    /// then.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound) where the tenant has no key of the id.
+    async fn revoke_key(&self, tenant: &TenantId, id: ApiKeyId, at: Timestamp) -> Result<Arc<ApiKey>>;
+}
+
 /// Sorts a page's limit out: what was asked, within what a store gives at once.
 pub(crate) const MAX_PAGE: usize = 1000;
 
@@ -333,4 +367,17 @@ fn record_is_final(record: &InvocationRecord) -> Error {
 fn kept_bytes(record: &InvocationRecord) -> usize {
     let kept = [&record.payload, &record.result, &record.logs];
     kept.into_iter().flatten().map(|kept| kept.bytes.len()).sum()
+}
+
+fn key_exists(id: ApiKeyId) -> Error {
+    Error::new(ErrorKind::AlreadyExists, "there is an API key of this id already").with_context("key", id.to_string())
+}
+
+pub(crate) fn key_not_found(id: ApiKeyId) -> Error {
+    Error::new(ErrorKind::NotFound, "there is no such API key").with_context("key", id.to_string())
+}
+
+fn event_exists(event: &AuditEvent) -> Error {
+    Error::new(ErrorKind::AlreadyExists, "there is an audit event of this id already")
+        .with_context("event", event.id.to_string())
 }

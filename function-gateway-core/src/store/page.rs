@@ -1,24 +1,25 @@
 //! Pages of a list, by keyset: a cursor says after which key to go on, so a page at any depth costs the same.
 
 use std::fmt;
+use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::{Error, ErrorKind, InvocationId, Result, Timestamp};
+use crate::{Error, ErrorKind, Result, Timestamp};
 
 /// The error for a cursor whose key a list can't read.
 pub(super) fn invalid_cursor() -> Error {
     Error::new(ErrorKind::InvalidArgument, "the cursor is not one that this list gave; start again without")
 }
 
-/// The place of a record in a list, as a cursor's key.
-pub(super) fn record_place(created_at: Timestamp, id: InvocationId) -> String {
-    format!("{}/{id}", created_at.as_micros())
+/// The place of an item in a list that goes by time and then by id, as a cursor's key.
+pub(super) fn place_in_time(at: Timestamp, id: impl fmt::Display) -> String {
+    format!("{}/{id}", at.as_micros())
 }
 
-/// Reads what [`record_place`] gives.
-pub(super) fn read_record_place(key: &str) -> Option<(Timestamp, InvocationId)> {
+/// Reads what [`place_in_time`] gives.
+pub(super) fn read_place_in_time<I: FromStr>(key: &str) -> Option<(Timestamp, I)> {
     let (micros, id) = key.split_once('/')?;
     Some((Timestamp::from_micros(micros.parse().ok()?), id.parse().ok()?))
 }
@@ -35,6 +36,10 @@ pub enum CursorKind {
     Records,
     /// All functions of all tenants.
     Scan,
+    /// A tenant's API keys.
+    ApiKeys,
+    /// A tenant's audit events.
+    Audit,
 }
 
 impl CursorKind {
@@ -44,6 +49,8 @@ impl CursorKind {
             Self::Revisions => b'r',
             Self::Records => b'i',
             Self::Scan => b's',
+            Self::ApiKeys => b'k',
+            Self::Audit => b'a',
         }
     }
 }
@@ -199,12 +206,18 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [CursorKind; 4] =
-        [CursorKind::Functions, CursorKind::Revisions, CursorKind::Records, CursorKind::Scan];
+    const KINDS: [CursorKind; 6] = [
+        CursorKind::Functions,
+        CursorKind::Revisions,
+        CursorKind::Records,
+        CursorKind::Scan,
+        CursorKind::ApiKeys,
+        CursorKind::Audit,
+    ];
 
     proptest! {
         #[test]
-        fn cursors_round_trip_in_their_own_list_only(key in "\\PC{0,100}", one in 0_usize..4, two in 0_usize..4) {
+        fn cursors_round_trip_in_their_own_list_only(key in "\\PC{0,100}", one in 0_usize..6, two in 0_usize..6) {
             let cursor = Cursor::after(KINDS[one], &key);
             let sent = Cursor::from_text(cursor.as_str());
             match sent.key(KINDS[two]) {

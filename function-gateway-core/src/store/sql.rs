@@ -2,10 +2,12 @@
 //!
 //! Which one when, how large, backup and upgrades: `docs/operations.md`.
 
+mod audit;
 mod batch;
 mod engine;
 mod fault;
 mod functions;
+mod keys;
 mod migrate;
 #[cfg(feature = "mysql")]
 mod mysql;
@@ -29,11 +31,11 @@ use self::engine::{Connected, Engine, Session};
 use self::fault::{Fault, FaultKind};
 use self::retention::Crowded;
 use self::writer::Writer;
-use super::{Durability, FunctionFilter, FunctionStore, InvocationStore, Lease, Page, PageRequest};
+use super::{ApiKeyStore, Durability, FunctionFilter, FunctionStore, InvocationStore, Lease, Page, PageRequest};
 use crate::{
-    Error, ErrorKind, Function, FunctionId, FunctionKey, FunctionStatus, GatewayId, Generation, InvocationId,
-    InvocationRecord, RecordFilter, Result, Retention, Revision, Statistics, StatisticsQuery, TenantId, Timestamp,
-    Version,
+    ApiKey, ApiKeyId, AuditEvent, AuditFilter, AuditLog, Error, ErrorKind, Function, FunctionId, FunctionKey,
+    FunctionStatus, GatewayId, Generation, InvocationId, InvocationRecord, RecordFilter, Result, Retention, Revision,
+    Statistics, StatisticsQuery, TenantId, Timestamp, Version,
 };
 
 /// How a [`SqlStore`] uses its database.
@@ -148,7 +150,7 @@ impl SqlStoreOptions {
     }
 }
 
-/// Keeps functions and records in a SQL database.
+/// Keeps functions, records, audit events and API keys in a SQL database.
 ///
 /// Any number of gateways may use one database of PostgreSQL, MariaDB or MySQL at the same time; one of SQLite takes
 /// several processes of one machine, one of which writes at a time. Clones share connections and buffer.
@@ -508,6 +510,43 @@ impl InvocationStore for SqlStore {
 
     async fn retain(&self, retention: &Retention, now: Timestamp, limit: usize) -> Result<u64> {
         retention::retain(self, retention, now, limit).await
+    }
+}
+
+#[async_trait]
+impl AuditLog for SqlStore {
+    async fn append(&self, event: AuditEvent) -> Result<()> {
+        self.write(&audit::Append { event: &event }).await
+    }
+
+    async fn list(&self, tenant: &TenantId, filter: &AuditFilter, page: &PageRequest) -> Result<Page<Arc<AuditEvent>>> {
+        self.read(&audit::List { tenant, filter, page }).await
+    }
+
+    async fn retain(&self, retention: &Retention, now: Timestamp, limit: usize) -> Result<u64> {
+        match retention.max_audit_age {
+            Some(max_age) => self.write(&audit::DeleteOld { before: now.minus(max_age), limit }).await,
+            None => Ok(0),
+        }
+    }
+}
+
+#[async_trait]
+impl ApiKeyStore for SqlStore {
+    async fn add_key(&self, key: &ApiKey) -> Result<()> {
+        self.write(&keys::Add { key }).await
+    }
+
+    async fn find_key(&self, id: ApiKeyId) -> Result<Option<Arc<ApiKey>>> {
+        self.read(&keys::Find { id }).await
+    }
+
+    async fn keys(&self, tenant: &TenantId, page: &PageRequest) -> Result<Page<Arc<ApiKey>>> {
+        self.read(&keys::List { tenant, page }).await
+    }
+
+    async fn revoke_key(&self, tenant: &TenantId, id: ApiKeyId, at: Timestamp) -> Result<Arc<ApiKey>> {
+        self.write(&keys::Revoke { tenant, id, at }).await
     }
 }
 

@@ -10,10 +10,10 @@ use crate::common::{
     Setup, cx, driver, function, gateway, gateway_with, name, principal, soon, spec, spec_number, store, text,
 };
 use function_gateway_core::{
-    Action, Authorizer, CallContext, Clock, ConditionKind, Deadline, Decision, Error, ErrorKind, FunctionExecutor as _,
-    FunctionFilter, FunctionManager as _, FunctionManagerExt as _, FunctionSpec, Gateway, Generation, InvokeRequest,
-    PageRequest, Phase, Precondition, ProvidedSecret, Resource, Result, Retry, RevisionReason, RevisionState, Secret,
-    SecretBinding, SecretProvider, SecretRef, SystemClock, TenantId, Violation,
+    AccessManager as _, Action, AuditFilter, Authorizer, CallContext, Clock, ConditionKind, Deadline, Decision, Error,
+    ErrorKind, FunctionExecutor as _, FunctionFilter, FunctionManager as _, FunctionManagerExt as _, FunctionSpec,
+    Gateway, Generation, InvokeRequest, PageRequest, Phase, Precondition, ProvidedSecret, Resource, Result, Retry,
+    RevisionReason, RevisionState, Secret, SecretBinding, SecretProvider, SecretRef, SystemClock, TenantId, Violation,
 };
 use function_gateway_testkit::{Engine, Fault, Gate, Handler, ManualClock, Op, Readiness};
 
@@ -503,9 +503,8 @@ async fn the_authorizer_guards_manager_executor_and_records_and_refused_changes_
         assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::PermissionDenied), "operation {index}");
     }
     guarded.get(&cx(), &name("echo")).await.unwrap();
-    let events = guarded.audit_log().recent(cx().tenant(), 10).await.unwrap();
-    let refused: Vec<_> = events.iter().map(|event| (event.action, event.allowed)).collect();
-    assert_eq!(refused, [(Action::Delete, false), (Action::Update, false), (Action::Create, false)]);
-    let events = allowed.gateway.audit_log().recent(cx().tenant(), 10).await.unwrap();
-    assert_eq!((events[0].action, events[0].allowed), (Action::Create, true));
+    let events = allowed.gateway.audit_events(&cx(), &AuditFilter::all(), &PageRequest::default()).await.unwrap();
+    let done: Vec<_> = events.items.iter().map(|event| (event.action, event.allowed)).collect();
+    let refused = [(Action::Delete, false), (Action::Update, false), (Action::Create, false)];
+    assert_eq!(done, [&refused[..], &[(Action::Create, true)]].concat());
 }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use function_gateway_core::store::sql::{SqlStore, SqlStoreOptions};
 use function_gateway_core::{
-    DriverRef, Function, FunctionId, FunctionKey, FunctionSpec, Generation, InvocationId, InvocationRecord,
-    InvocationState, ProcessWorkload, Revision, RevisionReason, TenantId, Timestamp,
+    Action, ApiKey, ApiKeyId, AuditEvent, CallContext, DriverRef, Function, FunctionId, FunctionKey, FunctionSpec,
+    Generation, InvocationId, InvocationRecord, InvocationState, Principal, ProcessWorkload, Revision, RevisionReason,
+    TenantId, Timestamp,
 };
-use sqlx::{Connection as _, MySqlConnection, PgConnection, SqliteConnection};
+use sqlx::{Connection as _, MySqlConnection, PgConnection, Row as _, SqliteConnection};
 
 /// Name servers on which a test may make databases; `cargo xtask test` starts some where they are not set.
 const POSTGRES: &str = "FUNCTION_GATEWAY_TEST_POSTGRES_URL";
@@ -63,6 +64,23 @@ impl Database {
     /// Does something that the store knows nothing of.
     pub(crate) async fn execute(&self, statement: &str) {
         execute_on(&self.url(), statement).await.unwrap();
+    }
+
+    /// Reads a number that the store does not tell.
+    pub(crate) async fn number(&self, query: &str) -> i64 {
+        let (url, query) = (self.url(), sqlx::AssertSqlSafe(query.to_owned()));
+        let query = sqlx::raw_sql(query);
+        match self {
+            Self::Sqlite(_) => {
+                query.fetch_one(&mut SqliteConnection::connect(&url).await.unwrap()).await.unwrap().get(0)
+            }
+            Self::Postgres { .. } => {
+                query.fetch_one(&mut PgConnection::connect(&url).await.unwrap()).await.unwrap().get(0)
+            }
+            Self::Mysql { .. } => {
+                query.fetch_one(&mut MySqlConnection::connect(&url).await.unwrap()).await.unwrap().get(0)
+            }
+        }
     }
 
     /// Keeps everybody else from writing until it is dropped.
@@ -190,4 +208,19 @@ pub(crate) fn ended(revision: &Revision) -> Arc<InvocationRecord> {
 
 pub(crate) fn running(revision: &Revision) -> Arc<InvocationRecord> {
     Arc::new(InvocationRecord::new(InvocationId::generate(), revision, "bob".parse().unwrap(), Timestamp::now()))
+}
+
+/// A key of the tenant's that expires in the year 2100.
+pub(crate) fn key(at: Timestamp) -> ApiKey {
+    let created = (at, "ann".parse().unwrap());
+    let mut key = ApiKey::new(ApiKeyId::generate(), tenant(), "bob".parse().unwrap(), [7; 32], created);
+    key.scopes = ["read".to_owned()].into();
+    key.expires_at = Some(Timestamp::from_micros(4_102_444_800_000_000));
+    key
+}
+
+/// An update of the function `a` by `ann`.
+pub(crate) fn event(at: Timestamp) -> AuditEvent {
+    let cx = CallContext::new(Principal::new(tenant(), "ann".parse().unwrap()));
+    AuditEvent::new(at, &cx, Action::Update, true).on(&"a".parse().unwrap(), Some(Generation::FIRST))
 }

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use function_gateway_core::store::sql::SqlStore;
 use function_gateway_core::{
-    Durability, Error, ErrorKind, FunctionFilter, FunctionStore, InvocationStore, PageRequest, RecordFilter, Retry,
+    ApiKeyStore, AuditFilter, AuditLog, Durability, Error, ErrorKind, FunctionFilter, FunctionStore, InvocationStore,
+    PageRequest, RecordFilter, Retention, Retry, Timestamp,
 };
 
-use crate::common::{Database, ended, function, open, options, tenant};
+use crate::common::{Database, ended, event, function, key, open, options, tenant};
 
 async fn refused(url: &str) -> Error {
     let options = options().with_operation_timeout(Duration::from_millis(500));
@@ -113,6 +114,68 @@ pub(crate) async fn a_row_that_cant_be_read_breaks_no_list(database: Database) {
     assert_eq!(page.items.iter().map(|record| record.id).collect::<Vec<_>>(), [3, 2, 0].map(|at| records[at].id));
     assert_eq!(page.unreadable[0].id, records[1].id.to_string());
     assert_eq!(InvocationStore::get(&store, &tenant, records[1].id).await.unwrap_err().kind(), ErrorKind::Store);
+    a_key_or_event_that_cant_be_read_breaks_no_list(&database, &store).await;
+}
+
+async fn a_key_or_event_that_cant_be_read_breaks_no_list(database: &Database, store: &SqlStore) {
+    let (mut keys, mut events) = (Vec::new(), Vec::new());
+    for second in 0..4 {
+        let at = Timestamp::from_micros(second * 1_000_000);
+        keys.push(key(at));
+        store.add_key(&keys[keys.len() - 1]).await.unwrap();
+        events.push(event(at));
+        store.append(events[events.len() - 1].clone()).await.unwrap();
+    }
+    let short = if matches!(database, Database::Postgres { .. }) { "'\\xab'" } else { "x'ab'" };
+    database.execute(&format!("UPDATE fg_api_keys SET hash = {short} WHERE created_at = 1000000")).await;
+    database.execute("UPDATE fg_api_keys SET format = 99 WHERE created_at = 2000000").await;
+    database.execute("UPDATE fg_audit SET document = '{}' WHERE created_at = 1000000").await;
+    let later =
+        "UPDATE fg_audit SET document = REPLACE(document, '\"update\"', '\"later\"') WHERE created_at = 2000000";
+    database.execute(later).await;
+    let tenant = tenant();
+
+    for limit in [1, 2, 10] {
+        let mut request = PageRequest::first(limit);
+        let (mut seen, mut unreadable) = (Vec::new(), Vec::new());
+        loop {
+            let page = store.keys(&tenant, &request).await.unwrap();
+            seen.extend(page.items.iter().map(|key| key.id));
+            unreadable.extend(page.unreadable);
+            let Some(next) = page.next else { break };
+            request = PageRequest::first(limit).after(next);
+        }
+        assert_eq!(seen, [keys[3].id, keys[0].id]);
+        assert_eq!(unreadable.iter().map(|row| &*row.id).collect::<Vec<_>>(), [2, 1].map(|at| keys[at].id.to_string()));
+        assert!(
+            unreadable[0].reason.contains("format 99") && unreadable[1].reason.contains("no hash"),
+            "{unreadable:?}"
+        );
+
+        let mut request = PageRequest::first(limit);
+        let (mut seen, mut unreadable) = (Vec::new(), Vec::new());
+        loop {
+            let page = AuditLog::list(store, &tenant, &AuditFilter::all(), &request).await.unwrap();
+            seen.extend(page.items.iter().map(|event| event.id));
+            unreadable.extend(page.unreadable);
+            let Some(next) = page.next else { break };
+            request = PageRequest::first(limit).after(next);
+        }
+        assert_eq!(seen, [events[3].id, events[0].id]);
+        assert_eq!(
+            unreadable.iter().map(|row| &*row.id).collect::<Vec<_>>(),
+            [2, 1].map(|at| events[at].id.to_string())
+        );
+    }
+    // Nobody is let in by what can't be read.
+    for key in &keys[1..3] {
+        let error = store.find_key(key.id).await.unwrap_err();
+        assert_eq!((error.kind(), error.retry()), (ErrorKind::Store, Retry::Never), "{error:?}");
+    }
+    // What can't be read gets old too.
+    let retention = Retention::keep_all().with_max_audit_age(Duration::ZERO);
+    let deleted = AuditLog::retain(store, &retention, Timestamp::now(), 100).await.unwrap();
+    assert_eq!(deleted, 4);
 }
 
 /// Makes the database fail when a revision is added, as often as is said.

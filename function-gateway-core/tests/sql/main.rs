@@ -23,6 +23,8 @@ mod on_sqlite {
 
     function_gateway_testkit::function_store_conformance!(opened(Database::sqlite()));
     function_gateway_testkit::invocation_store_conformance!(opened(Database::sqlite()));
+    function_gateway_testkit::audit_log_conformance!(opened(Database::sqlite()));
+    function_gateway_testkit::api_key_store_conformance!(opened(Database::sqlite()));
 
     #[tokio::test]
     async fn a_row_that_cant_be_read_breaks_no_list() {
@@ -41,7 +43,7 @@ mod on_sqlite {
 
     #[tokio::test]
     async fn every_released_version_is_brought_up_to_date_with_its_data() {
-        migrations::every_released_version_is_brought_up_to_date_with_its_data(Database::sqlite()).await;
+        migrations::every_released_version_is_brought_up_to_date_with_its_data(async || Database::sqlite()).await;
     }
 
     #[tokio::test]
@@ -96,6 +98,14 @@ macro_rules! on_server {
                 #[ignore = $needs]
                 opened($database.await)
             );
+            function_gateway_testkit::audit_log_conformance!(
+                #[ignore = $needs]
+                opened($database.await)
+            );
+            function_gateway_testkit::api_key_store_conformance!(
+                #[ignore = $needs]
+                opened($database.await)
+            );
 
             #[tokio::test]
             #[ignore = $needs]
@@ -136,7 +146,7 @@ macro_rules! on_server {
             #[tokio::test]
             #[ignore = $needs]
             async fn every_released_version_is_brought_up_to_date_with_its_data() {
-                migrations::every_released_version_is_brought_up_to_date_with_its_data($database.await).await;
+                migrations::every_released_version_is_brought_up_to_date_with_its_data(async || $database.await).await;
             }
 
             #[tokio::test]

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use function_gateway_core::store::sql::SqlStore;
 use function_gateway_core::{
-    Durability, ErrorKind, FunctionFilter, FunctionStore, Generation, InvocationState, InvocationStore, PageRequest,
-    Phase, RecordFilter, StatisticsQuery, Timestamp,
+    Action, ApiKeyState, ApiKeyStore, AuditFilter, AuditLog, Durability, ErrorKind, FunctionFilter, FunctionStore,
+    Generation, InvocationState, InvocationStore, PageRequest, Phase, RecordFilter, StatisticsQuery, Timestamp,
 };
 
-use crate::common::{Database, ended, function, open, options, tenant};
+use crate::common::{Database, ended, event, function, key, open, options, tenant};
 
 pub(crate) async fn several_processes_open_a_new_database_at_once(database: Database) {
     let url = database.url();
@@ -40,40 +40,57 @@ pub(crate) async fn tables_of_a_later_version_are_used_as_far_as_they_allow(data
     database.execute("UPDATE fg_schema SET min_reader = 5").await;
     let error = SqlStore::connect(&database.url(), options()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    for part in ["version 7", "version 5 or later", "this one knows 1", "upgrade"] {
+    for part in ["version 7", "version 5 or later", "this one knows 2", "upgrade"] {
         assert!(error.message().contains(part), "{error}");
     }
 }
 
-/// The tables as each version made them, and rows as its programs wrote them.
-const RELEASED: [(u32, [&str; 3], &str); 1] = [(
-    1,
-    [
-        include_str!("../../src/store/sql/migrations/sqlite/0001.sql"),
-        include_str!("../../src/store/sql/migrations/postgres/0001.sql"),
-        include_str!("../../src/store/sql/migrations/mysql/0001.sql"),
-    ],
-    include_str!("released/0001.sql"),
-)];
+/// The tables as each version made them of those of the one before, and rows as its programs wrote them.
+const RELEASED: [([&str; 3], &str); 2] = [
+    (
+        [
+            include_str!("../../src/store/sql/migrations/sqlite/0001.sql"),
+            include_str!("../../src/store/sql/migrations/postgres/0001.sql"),
+            include_str!("../../src/store/sql/migrations/mysql/0001.sql"),
+        ],
+        include_str!("released/0001.sql"),
+    ),
+    (
+        [
+            include_str!("../../src/store/sql/migrations/sqlite/0002.sql"),
+            include_str!("../../src/store/sql/migrations/postgres/0002.sql"),
+            include_str!("../../src/store/sql/migrations/mysql/0002.sql"),
+        ],
+        include_str!("released/0002.sql"),
+    ),
+];
 
-pub(crate) async fn every_released_version_is_brought_up_to_date_with_its_data(database: Database) {
-    for (version, tables, rows) in RELEASED {
-        let rows = match &database {
-            // The only literals that are not the same everywhere.
-            Database::Postgres { .. } => &*rows.replace("x'", "'\\x"),
-            _ => rows,
-        };
-        let tables = match &database {
-            Database::Sqlite(_) => tables[0],
-            Database::Postgres { .. } => tables[1],
-            Database::Mysql { .. } => tables[2],
-        };
-        database.execute(tables).await;
-        database.execute(rows).await;
+pub(crate) async fn every_released_version_is_brought_up_to_date_with_its_data(new: impl AsyncFn() -> Database) {
+    for version in 1..=RELEASED.len() {
+        let database = new().await;
+        for (tables, rows) in &RELEASED[..version] {
+            let rows = match &database {
+                // The only literals that are not the same everywhere.
+                Database::Postgres { .. } => &*rows.replace("x'", "'\\x"),
+                _ => rows,
+            };
+            let tables = match &database {
+                Database::Sqlite(_) => tables[0],
+                Database::Postgres { .. } => tables[1],
+                Database::Mysql { .. } => tables[2],
+            };
+            database.execute(tables).await;
+            database.execute(rows).await;
+        }
         let store = open(&database, options()).await;
         assert_eq!(store.gateway_id().await.unwrap().as_str(), "g0123456789abcde", "{version}");
         reads_what_was_written(&store).await;
-        goes_on_with_it(&store).await;
+        if version >= 2 {
+            reads_keys_and_events(&store).await;
+        }
+        goes_on_with_it(&store, version).await;
+        assert_eq!(database.number("SELECT version FROM fg_schema").await, 2);
+        assert_eq!(database.number("SELECT min_reader FROM fg_schema").await, 1);
     }
 }
 
@@ -103,7 +120,32 @@ async fn reads_what_was_written(store: &SqlStore) {
     assert_eq!(store.statistics(&tenant, &all).await.unwrap().count, 1);
 }
 
-async fn goes_on_with_it(store: &SqlStore) {
+async fn reads_keys_and_events(store: &SqlStore) {
+    let tenant = tenant();
+    let page = store.keys(&tenant, &PageRequest::default()).await.unwrap();
+    assert_eq!((page.items.len(), page.unreadable.len()), (2, 0), "{page:?}");
+    let (revoked, active) = (&page.items[0], &page.items[1]);
+    let now = Timestamp::now();
+    assert_eq!((active.state(now), revoked.state(now)), (ApiKeyState::Active, ApiKeyState::Revoked));
+    assert_eq!((active.principal.as_str(), active.created_by.as_str(), &*active.description), ("bob", "ann", "it's"));
+    assert_eq!(active.scopes.iter().collect::<Vec<_>>(), ["invoke:img-*", "read"]);
+    assert_eq!(active.hash, std::array::from_fn(|index| if index == 0 { 0xab } else { 0x01 }));
+    assert_eq!((active.expires_at, active.revoked_at), (None, None));
+    assert_eq!(revoked.expires_at, Some(revoked.created_at.plus(std::time::Duration::from_secs(60))));
+    assert_eq!(store.find_key(active.id).await.unwrap().as_ref(), Some(active));
+
+    let filter = AuditFilter::all().with_function("greet".parse().unwrap()).with_action(Action::Create);
+    let page = AuditLog::list(store, &tenant, &filter, &PageRequest::default()).await.unwrap();
+    assert_eq!((page.items.len(), page.unreadable.len()), (1, 0), "{page:?}");
+    let event = &page.items[0];
+    assert_eq!((event.principal.as_str(), event.generation, event.allowed), ("ann", Some(Generation::FIRST), true));
+    let filter = AuditFilter::all().with_principal("bob".parse().unwrap());
+    let page = AuditLog::list(store, &tenant, &filter, &PageRequest::default()).await.unwrap();
+    let event = &page.items[0];
+    assert_eq!((event.action, event.key, event.allowed), (Action::RevokeKey, Some(revoked.id), false));
+}
+
+async fn goes_on_with_it(store: &SqlStore, version: usize) {
     let (function, revision) = function("another");
     store.create(&function, &revision).await.unwrap();
     store.finish(ended(&revision), Durability::Durable).await.unwrap();
@@ -114,4 +156,13 @@ async fn goes_on_with_it(store: &SqlStore) {
     let page =
         InvocationStore::list(store, &tenant(), &RecordFilter::default(), &PageRequest::default()).await.unwrap();
     assert_eq!(page.items.len(), 2);
+
+    let key = key(Timestamp::now());
+    store.add_key(&key).await.unwrap();
+    store.append(event(Timestamp::now())).await.unwrap();
+    let (keys, events) = if version >= 2 { (3, 3) } else { (1, 1) };
+    let page = store.keys(&tenant(), &PageRequest::default()).await.unwrap();
+    assert_eq!((page.items.len(), page.items[0].as_ref()), (keys, &key));
+    let page = AuditLog::list(store, &tenant(), &AuditFilter::all(), &PageRequest::default()).await.unwrap();
+    assert_eq!(page.items.len(), events);
 }

@@ -403,8 +403,7 @@ pub async fn a_prefix_is_plain_text(store: Store) {
 pub async fn cursors_of_other_lists_are_refused(store: Store) {
     let function = create(&store, &key(&tenant(), "a")).await;
     let tenant = &function.key.tenant;
-    let kinds = [CursorKind::Functions, CursorKind::Revisions, CursorKind::Records, CursorKind::Scan];
-    let of_kinds = kinds.map(|kind| (Some(kind), Cursor::after(kind, "t/1")));
+    let of_kinds = super::CURSORS.map(|kind| (Some(kind), Cursor::after(kind, "t/1")));
     let garbage = ["", "AA", "not a cursor", "ä", &"A".repeat(5000)].map(|text| (None, Cursor::from_text(text)));
     for (kind, cursor) in of_kinds.into_iter().chain(garbage) {
         let page = PageRequest::default().after(cursor);

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use function_gateway_core::{
-    Cursor, CursorKind, Delivery, Durability, ErrorClass, ErrorKind, Failure, FunctionId, FunctionKey, FunctionName,
-    Generation, InvocationId, InvocationRecord, InvocationState, InvocationStore, KeptBytes, Origin, PageRequest,
-    Quantiles, RecordFilter, Retention, Statistics, StatisticsQuery, TenantId, TimedPhase, Timestamp, TraceParent,
+    Cursor, Delivery, Durability, ErrorClass, ErrorKind, Failure, FunctionId, FunctionKey, FunctionName, Generation,
+    InvocationId, InvocationRecord, InvocationState, InvocationStore, KeptBytes, Origin, PageRequest, Quantiles,
+    RecordFilter, Retention, Statistics, StatisticsQuery, TenantId, TimedPhase, Timestamp, TraceParent,
 };
 use tokio::task::JoinSet;
 
@@ -411,8 +411,7 @@ pub async fn records_are_found_by_the_labels_of_their_functions(store: Store) {
 pub async fn cursors_of_other_lists_give_no_records(store: Store) {
     let record = Executed::new(&tenant(), "a").ended(time(0));
     finish(&store, &record).await;
-    let kinds = [CursorKind::Functions, CursorKind::Revisions, CursorKind::Records, CursorKind::Scan];
-    let of_kinds = kinds.map(|kind| Cursor::after(kind, "neither time nor id"));
+    let of_kinds = super::CURSORS.map(|kind| Cursor::after(kind, "neither time nor id"));
     let garbage = ["", "AA", "not a cursor", "ä", &"A".repeat(5000)].map(Cursor::from_text);
     for cursor in of_kinds.into_iter().chain(garbage) {
         let page = PageRequest::default().after(cursor);

@@ -11,10 +11,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use function_gateway::{
-    Body, Cursor, CursorKind, Deadline, Delivery, DriverName, Error, ErrorKind, Function, FunctionExecutor as _,
-    FunctionManager as _, FunctionName, FunctionRef, FunctionSpec, Gateway, Generation, InvalidName, InvocationId,
-    InvocationState, InvokeRequest, LogQuery, MemorySecrets, PageRequest, PayloadFormat, Phase, Precondition,
-    PrincipalId, ProcessWorkload, RecordFilter, Retry, Secret, SecretBinding, SecretChain, SecretRef, TenantId,
+    AccessManager as _, AuditFilter, Body, Cursor, CursorKind, Deadline, Delivery, DriverName, Error, ErrorKind,
+    Function, FunctionExecutor as _, FunctionManager as _, FunctionName, FunctionRef, FunctionSpec, Gateway,
+    Generation, InvalidName, InvocationId, InvocationState, InvokeRequest, LogQuery, MemorySecrets, PageRequest,
+    PayloadFormat, Phase, Precondition, PrincipalId, ProcessWorkload, RecordFilter, Retry, Secret, SecretBinding,
+    SecretChain, SecretRef, TenantId,
 };
 use function_gateway_local_process::{LocalProcess, LocalProcessConfig};
 use function_gateway_secrets::{Secrets, SecretsOptions};
@@ -142,6 +143,8 @@ async fn cursors_that_no_list_gave() {
         ("another list's", Cursor::after(CursorKind::Scan, "acme/f")),
         ("a key of no revision", Cursor::after(CursorKind::Revisions, "first")),
         ("a key of no record", Cursor::after(CursorKind::Records, "first")),
+        ("a key of no API key", Cursor::after(CursorKind::ApiKeys, "first")),
+        ("a key of no audit event", Cursor::after(CursorKind::Audit, "first")),
     ];
     let refused = Expected::new(ErrorKind::InvalidArgument, &["cursor", "this list", "start again"]);
     for (case, cursor) in rows {
@@ -150,6 +153,8 @@ async fn cursors_that_no_list_gave() {
             gateway.list(&cx(), &Default::default(), &page).await.map(drop),
             gateway.revisions(&cx(), &name("f"), &page).await.map(drop),
             gateway.executions(&cx(), &RecordFilter::default(), &page).await.map(drop),
+            gateway.api_keys(&cx(), &page).await.map(drop),
+            gateway.audit_events(&cx(), &AuditFilter::all(), &page).await.map(drop),
         ];
         for list in lists {
             refused.assert(case, &list.expect_err(case));

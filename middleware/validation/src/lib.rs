@@ -34,6 +34,9 @@
 //! - Only a result that succeeds is checked: what a function says of its own failure passes as it is.
 //! - Each violation names the place in the document and the rule in the schema as JSON Pointers (RFC 6901). The pointer
 //!   names properties; beyond that nothing of a document is in any error.
+//! - [`check_payload`](function_gateway_core::FunctionExecutor::check_payload) gives the violations that a call with the same
+//!   payload would be refused with. One that is refused as a whole, since it is no JSON or can't be checked, has one
+//!   violation, without a place, with the reason.
 //! - The check runs on the caller's task. Its work is bounded by [`ValidationLimits::max_steps`].
 
 mod document;
@@ -247,6 +250,17 @@ impl Middleware for Check {
 
     fn claims(&self) -> &[SpecField] {
         CLAIMS
+    }
+
+    async fn check(&self, call: &Invocation) -> Result<Vec<Violation>> {
+        // A function with a schema does not stream, so that its payload is in memory by now.
+        let (Some(schema), Some(payload)) = (&self.input, call.request.body.as_bytes()) else { return Ok(Vec::new()) };
+        let Err(error) = Side::Input.check(schema, payload) else { return Ok(Vec::new()) };
+        Ok(match error.violations() {
+            // What is no JSON, or takes too much to be checked, has no place that breaks a rule of the schema.
+            [] => vec![Violation::new("", error.message())],
+            found => found.to_vec(),
+        })
     }
 
     async fn handle(&self, mut call: Box<Invocation>, next: Next<'_>) -> Result<Box<InvokeResponse>> {

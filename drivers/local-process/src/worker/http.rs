@@ -11,10 +11,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use function_gateway_core::{Body, ByteStream, CallContext, DriverRequest, Error, ErrorKind, Result, set_call_headers};
-use http::header::{self, HeaderName};
+use function_gateway_core::{
+    Body, ByteStream, CallContext, DriverRequest, Error, ErrorKind, Result, for_one_hop, set_call_headers,
+};
+use http::header;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -32,18 +34,6 @@ const KEEP: Duration = Duration::from_secs(1);
 
 /// Whom a request is for, where no name of the network is known.
 const HOST: HeaderValue = HeaderValue::from_static("localhost");
-
-/// Those that concern one connection alone (RFC 9110, section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 8] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::PROXY_AUTHORIZATION,
-];
 
 /// Where a worker listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -340,7 +330,10 @@ impl Answer {
     ///
     /// Cancel-safe.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, hyper::Error> {
-        while let Some(frame) = self.body.frame().await.transpose()? {
+        // Where the length is told, the end is known with the last part: to wait for it would take one more turn of the connection.
+        while !self.body.is_end_stream()
+            && let Some(frame) = self.body.frame().await.transpose()?
+        {
             if let Ok(data) = frame.into_data() {
                 return Ok(Some(data));
             }
@@ -351,20 +344,6 @@ impl Answer {
             self.client.keep(sender);
         }
         Ok(None)
-    }
-}
-
-/// Takes out what concerns the connection that it came by.
-pub(crate) fn for_one_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|list| list.split(','))
-        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-        .collect();
-    for name in HOP_BY_HOP.iter().chain(&named) {
-        headers.remove(name);
     }
 }
 
@@ -436,28 +415,6 @@ impl http_body::Body for RequestBody {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_concerns_one_connection_goes_no_further() {
-        let mut headers = HeaderMap::new();
-        let sent = [
-            ("connection", "close, X-Hop"),
-            ("x-hop", "1"),
-            ("keep-alive", "timeout=5"),
-            ("te", "trailers"),
-            ("transfer-encoding", "chunked"),
-            ("upgrade", "websocket"),
-            ("x-end-to-end", "1"),
-            ("accept", "*/*"),
-        ];
-        for (name, value) in sent {
-            headers.append(name, HeaderValue::from_static(value));
-        }
-        for_one_hop(&mut headers);
-        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
-        left.sort_unstable();
-        assert_eq!(left, ["accept", "x-end-to-end"]);
-    }
 
     #[test]
     fn path_and_query_pass_as_they_came() {

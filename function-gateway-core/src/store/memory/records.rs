@@ -2,14 +2,13 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Bound;
 use std::sync::Arc;
 
 // Every call looks four keys up. The hasher is seeded at random, and tells nobody what it makes of a key.
 use foldhash::HashMap;
 
-use super::{MemoryStoreOptions, page};
-use crate::store::page::{invalid_cursor, read_record_place, record_place};
+use super::{MemoryStoreOptions, between, page};
+use crate::store::page::{invalid_cursor, place_in_time, read_place_in_time};
 use crate::store::statistics::{Minute, Rollup};
 use crate::store::{check_begin, check_finish, kept_bytes, record_exists, record_is_final};
 use crate::{
@@ -218,18 +217,14 @@ impl Records {
     ) -> Result<Page<Arc<InvocationRecord>>> {
         let first_id = InvocationId::from_bytes([0; 16]);
         let after = request.key(CursorKind::Records)?;
-        let after = after.map(|after| read_record_place(&after).ok_or_else(invalid_cursor)).transpose()?;
-        let until = filter.until.map(|until| (until, first_id));
-        let start = filter.from.map(|from| (from, first_id));
-        let end = after.into_iter().chain(until).min();
-        if start.zip(end).is_some_and(|(start, end)| start >= end) {
+        let after = after.map(|after| read_place_in_time(&after).ok_or_else(invalid_cursor)).transpose()?;
+        let Some(range) = between(first_id, filter.from, filter.until, after) else {
             return Ok(Page::new(Vec::new(), None));
-        }
-        let range = (start.map_or(Bound::Unbounded, Bound::Included), end.map_or(Bound::Unbounded, Bound::Excluded));
+        };
         let list = self.index.lists.get(&Scope::of_filter(tenant, filter));
         let records = list.into_iter().flat_map(|list| list.range(range).rev()).map(|(_, record)| record);
         let found = records.filter(|record| filter.matches(record)).cloned();
-        Ok(page(found, request, CursorKind::Records, |record| record_place(record.created_at, record.id)))
+        Ok(page(found, request, CursorKind::Records, |record| place_in_time(record.created_at, record.id)))
     }
 
     pub(super) fn statistics(&self, tenant: &TenantId, query: &StatisticsQuery) -> Statistics {

@@ -30,8 +30,10 @@ static DIALECT: Dialect = Dialect {
     upsert: Upsert::OnDuplicateKey,
 };
 
-static MIGRATIONS: [Migration; 1] =
-    [Migration { version: 1, min_reader: 1, script: include_str!("migrations/mysql/0001.sql") }];
+static MIGRATIONS: [Migration; 2] = [
+    Migration { version: 1, min_reader: 1, script: include_str!("migrations/mysql/0001.sql") },
+    Migration { version: 2, min_reader: 1, script: include_str!("migrations/mysql/0002.sql") },
+];
 
 /// What a URL may set. sqlx takes no notice of others: one that is misspelt would not do what is wanted.
 const PARAMETERS: [&str; 8] = ["ssl-mode", "sslmode", "ssl-ca", "sslca", "ssl-cert", "ssl-key", "socket", "charset"];

@@ -23,8 +23,10 @@ static DIALECT: Dialect = Dialect {
     upsert: Upsert::OnConflict,
 };
 
-static MIGRATIONS: [Migration; 1] =
-    [Migration { version: 1, min_reader: 1, script: include_str!("migrations/postgres/0001.sql") }];
+static MIGRATIONS: [Migration; 2] = [
+    Migration { version: 1, min_reader: 1, script: include_str!("migrations/postgres/0001.sql") },
+    Migration { version: 2, min_reader: 1, script: include_str!("migrations/postgres/0002.sql") },
+];
 
 /// What a URL may set. sqlx writes others, with their values, into the log.
 const PARAMETERS: [&str; 8] = ["sslmode", "sslrootcert", "sslcert", "sslkey", "host", "hostaddr", "port", "options"];

@@ -80,11 +80,8 @@ impl List<'_> {
         if let Some(until) = until {
             statement = statement.sql(" AND ").sql(created_at).sql(" < ").arg(until.as_micros());
         }
-        if let Some((at, after)) = after {
-            // Said so that every database takes it as one range of its index, and looks through those of that time alone.
-            statement = statement.sql(" AND ").sql(created_at).sql(" <= ").arg(at).sql(" AND (");
-            statement = statement.sql(created_at).sql(" < ").arg(at).sql(" OR ").sql(id).sql(" < ");
-            statement = statement.arg(after).sql(")");
+        if let Some(after) = after {
+            statement = after_place(statement, (created_at, id), after);
         }
         let order = format!(" ORDER BY {created_at} DESC, {id} DESC");
         limited(statement.sql(&order), self.page)
@@ -105,14 +102,22 @@ impl Operation for List<'_> {
     }
 }
 
-/// As [`record_place`](crate::store::page::record_place) has it, whatever stands there as an id.
-fn place(row: &Row) -> Result<Place, Unreadable> {
+/// Adds that a list by time and id, newest first, goes on after a place; with the columns of both.
+pub(super) fn after_place(statement: Statement, (created_at, id): (&str, &str), (at, after): (i64, &str)) -> Statement {
+    // Said so that every database takes it as one range of its index, and looks through those of that time alone.
+    let statement = statement.sql(" AND ").sql(created_at).sql(" <= ").arg(at).sql(" AND (");
+    statement.sql(created_at).sql(" < ").arg(at).sql(" OR ").sql(id).sql(" < ").arg(after).sql(")")
+}
+
+/// The place of a row that begins with time and id. As [`place_in_time`](crate::store::page::place_in_time) has it, whatever
+/// stands there as an id.
+pub(super) fn place(row: &Row) -> Result<Place, Unreadable> {
     let (at, id) = (row.peek_int(0)?, row.peek_text(1)?);
     Ok(Place { key: format!("{at}/{id}"), name: id.to_owned() })
 }
 
 /// Reads a place, of which the id need not be one.
-fn read_place(key: &str) -> Option<(i64, &str)> {
+pub(super) fn read_place(key: &str) -> Option<(i64, &str)> {
     let (at, id) = key.split_once('/').filter(|(_, id)| is_plain(id))?;
     Some((at.parse().ok()?, id))
 }

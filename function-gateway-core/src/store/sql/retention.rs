@@ -120,19 +120,20 @@ fn row_count(limit: usize) -> u64 {
 
 /// Deletes the records that a query names in its first column.
 async fn delete(session: &mut dyn Session, select: Statement) -> Result<u64, Fault> {
-    let rows = session.rows(select).await?;
-    let ids: Vec<String> = rows.into_iter().filter_map(|mut row| row.text(0).ok()).collect();
-    delete_rows(session, "fg_invocation_labels", &ids).await?;
-    delete_rows(session, "fg_invocations", &ids).await?;
-    Ok(row_count(ids.len()))
+    delete_from(session, &["fg_invocation_labels", "fg_invocations"], select).await
 }
 
-async fn delete_rows(session: &mut dyn Session, table: &str, ids: &[String]) -> Result<(), Fault> {
-    for ids in ids.chunks(IDS) {
-        let delete = session.dialect().sql("DELETE FROM ").sql(table).sql(" WHERE ");
-        session.execute(delete.any_of("id", ids.iter().map(String::as_str))).await?;
+/// Deletes the rows that a query names in its first column by their ids. Says how many there were.
+pub(super) async fn delete_from(session: &mut dyn Session, tables: &[&str], select: Statement) -> Result<u64, Fault> {
+    let rows = session.rows(select).await?;
+    let ids: Vec<String> = rows.into_iter().filter_map(|mut row| row.text(0).ok()).collect();
+    for table in tables {
+        for ids in ids.chunks(IDS) {
+            let delete = session.dialect().sql("DELETE FROM ").sql(table).sql(" WHERE ");
+            session.execute(delete.any_of("id", ids.iter().map(String::as_str))).await?;
+        }
     }
-    Ok(())
+    Ok(row_count(ids.len()))
 }
 
 struct DeleteOld {
@@ -163,10 +164,7 @@ impl Operation for DeleteFigures {
     async fn run(&self, session: &mut dyn Session) -> Result<u64, Fault> {
         let before = Minute::of(self.before).get();
         let select = session.dialect().sql("SELECT id FROM fg_rollups WHERE minute < ").arg(before);
-        let rows = session.rows(select.sql(" LIMIT ").arg(row_limit(self.limit))).await?;
-        let ids: Vec<String> = rows.into_iter().filter_map(|mut row| row.text(0).ok()).collect();
-        delete_rows(session, "fg_rollups", &ids).await?;
-        Ok(row_count(ids.len()))
+        delete_from(session, &["fg_rollups"], select.sql(" LIMIT ").arg(row_limit(self.limit))).await
     }
 }
 

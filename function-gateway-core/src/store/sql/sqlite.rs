@@ -31,8 +31,10 @@ static DIALECT: Dialect = Dialect {
     upsert: Upsert::OnConflict,
 };
 
-static MIGRATIONS: [Migration; 1] =
-    [Migration { version: 1, min_reader: 1, script: include_str!("migrations/sqlite/0001.sql") }];
+static MIGRATIONS: [Migration; 2] = [
+    Migration { version: 1, min_reader: 1, script: include_str!("migrations/sqlite/0001.sql") },
+    Migration { version: 2, min_reader: 1, script: include_str!("migrations/sqlite/0002.sql") },
+];
 
 /// Records have many indexes: so much of them is held in memory, in KiB (which SQLite tells by the sign).
 const WRITER_CACHE: &str = "-16384";

@@ -6,7 +6,7 @@ use function_gateway_core::store::memory::MemoryStore;
 use function_gateway_core::{
     CallContext, CustomWorkload, Delivery, Error, ErrorClass, ErrorKind, FunctionExecutor as _, FunctionManager as _,
     FunctionSpec, Gateway, InvocationState, InvokeRequest, InvokeResponse, Outcome, PageRequest, PayloadFormat,
-    Principal, RecordFilter, Result, TimedPhase,
+    Principal, RecordFilter, Result, TimedPhase, Violation,
 };
 use function_gateway_testkit::{Engine, Handler, Op, ScriptedDriver};
 use function_gateway_validation::Validation;
@@ -194,4 +194,54 @@ async fn nothing_of_a_payload_is_kept_of_a_refusal() {
     let page = setup.gateway.executions(&cx(), &RecordFilter::default(), &PageRequest::default()).await.unwrap();
     let shown = format!("{error} {error:?} {:?} {}", page.items, json!(*page.items[0]));
     assert!(!shown.contains(CANARY), "{shown}");
+}
+
+#[tokio::test]
+async fn a_check_finds_what_a_call_would_be_refused_for_and_no_call_comes_of_it() {
+    let schema = json!({
+        "properties": {"a/b": {"items": {"maximum": 1}}, "key": {"const": 1}, "x": {}},
+        "required": ["x"],
+        "additionalProperties": false,
+    });
+    let setup = with(spec().with_input_schema(schema)).await;
+    let check = async |payload| {
+        let request = InvokeRequest::new(payload);
+        setup.gateway.check_payload(&cx(), &"f".parse().unwrap(), request).await.unwrap()
+    };
+    assert_eq!(check(r#"{"x": 1}"#).await, []);
+    let document = r#"{"a/b": [2, 3], "key": "canary-7", "more": "canary-7"}"#;
+    let no_json = ["", "canary-7", r#"{"x": 1, "x": canary-7}"#];
+    let mut found = vec![check(document).await];
+    for broken in no_json {
+        found.push(check(broken).await);
+    }
+    let records = setup.gateway.executions(&cx(), &RecordFilter::default(), &PageRequest::default()).await.unwrap();
+    assert!(records.items.is_empty());
+
+    assert_eq!(found[0].len(), 5);
+    assert_eq!(setup.send(document).await.unwrap_err().violations(), found[0]);
+    for (broken, found) in no_json.into_iter().zip(&found[1..]) {
+        let refused = setup.send(broken).await.unwrap_err();
+        assert!(refused.violations().is_empty());
+        assert_eq!(*found, [Violation::new("", refused.message())]);
+    }
+    assert!(!format!("{found:?}").contains("canary-7"), "{found:?}");
+    assert_eq!(setup.engine.count(Op::Invoke), 0);
+}
+
+#[tokio::test]
+async fn a_check_is_about_the_payload_alone() {
+    let mut wrapped = spec().with_input_schema(number()).with_output_schema(number());
+    wrapped.format = PayloadFormat::Envelope;
+    let setup = with(wrapped).await;
+    let check = async |payload| {
+        setup.gateway.check_payload(&cx(), &"f".parse().unwrap(), InvokeRequest::new(payload)).await.unwrap()
+    };
+    assert_eq!(check("1").await, []);
+    // Once, and not once more by the envelope.
+    assert_eq!(check("no json").await.len(), 1);
+
+    let setup = with(spec().with_output_schema(number())).await;
+    let any = InvokeRequest::new("no json");
+    assert_eq!(setup.gateway.check_payload(&cx(), &"f".parse().unwrap(), any).await.unwrap(), []);
 }

@@ -4,14 +4,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use function_gateway_core::{
     CallContext, DriverRequest, Error, ErrorKind, FunctionFailure, InvocationId, Result, TraceParent, call_header,
-    call_headers,
+    call_headers, for_one_hop,
 };
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, InvalidHeaderValue, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-
-use crate::worker::http::for_one_hop;
 
 pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// The media type of an answer that begins with a prelude.
