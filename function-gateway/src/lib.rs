@@ -6,8 +6,9 @@
 //! | feature | what it brings |
 //! |---|---|
 //! | `local-process` | [`drivers::local_process`]: functions as processes on this machine |
-//! | `sqlite`, `postgres`, `mysql` | [`store::sql`]: functions and records in a database |
+//! | `sqlite`, `postgres`, `mysql` | [`store::sql`]: functions, records, audit events and API keys in a database |
 //! | `validation` | [`middleware::validation`]: input and output checked with JSON Schema |
+//! | `rest`, `rest-jwt`, `rest-serve` | [`rest`]: a REST API for the host's own axum router |
 //! | `secrets` | [`middleware::secrets`]: secrets for each call |
 
 pub use function_gateway_core::*;
@@ -17,6 +18,9 @@ pub mod drivers {
     #[cfg(feature = "local-process")]
     pub use function_gateway_local_process as local_process;
 }
+
+#[cfg(feature = "rest")]
+pub use function_gateway_rest as rest;
 
 /// Middleware, by feature.
 pub mod middleware {

@@ -16,7 +16,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _entered = runtime.enter();
     let columns: Vec<_> = drivers()?.iter().flat_map(|driver| columns_of(driver.as_ref())).collect();
-    let tables = BTreeMap::from([("errors", errors()), ("drivers", capabilities(&columns))]);
+    let tables = BTreeMap::from([("errors", errors()), ("drivers", capabilities(&columns)), ("routes", routes()?)]);
     serde_json::to_writer(std::io::stdout(), &tables)?;
     Ok(std::io::stdout().flush()?)
 }
@@ -36,6 +36,28 @@ fn errors() -> String {
         ]);
     }
     table
+}
+
+/// The operations of the REST API, by what its description says of them.
+fn routes() -> std::result::Result<String, serde_json::Error> {
+    let description: serde_json::Value = serde_json::from_str(function_gateway_rest::openapi_json())?;
+    let mut table = row(["Route", "What it does"]) + &row(["---"; 2]);
+    for (path, item) in description["paths"].as_object().into_iter().flatten() {
+        let operations = item.as_object().into_iter().flatten();
+        let mut summaries: Vec<(String, &str)> = Vec::new();
+        for (method, operation) in operations {
+            let summary = operation["summary"].as_str().unwrap_or_default();
+            match summaries.last_mut() {
+                // One that does the same with every method is one line.
+                Some((methods, last)) if *last == summary => *methods = "ANY".to_owned(),
+                _ => summaries.push((method.to_uppercase(), summary)),
+            }
+        }
+        for (methods, summary) in summaries {
+            table += &row([format!("`{methods} {path}`").as_str(), summary]);
+        }
+    }
+    Ok(table)
 }
 
 /// A driver has a column for each protocol that it speaks.

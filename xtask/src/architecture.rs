@@ -32,6 +32,7 @@ const TLS_PROVIDERS: &[&str] = &["aws-lc-rs", "ring", "openssl", "native-tls"];
 
 /// Dependencies that come in several incompatible versions, and why that is accepted.
 const ACCEPTED_DUPLICATES: &[(&str, &str)] = &[
+    ("base64", "jsonwebtoken is on 0.22 and hyper-util on 0.23; neither shows it"),
     ("block-buffer", "comes with the two versions of digest"),
     ("cpufeatures", "comes with the two versions of sha2"),
     ("crypto-common", "comes with the two versions of digest"),
@@ -41,6 +42,7 @@ const ACCEPTED_DUPLICATES: &[(&str, &str)] = &[
     ("r-efi", "comes with the two versions of getrandom, for UEFI only"),
     ("sha2", "sqlx is on 0.10, its part for MySQL on 0.11; neither shows it"),
     ("syn", "macros are moving from 2 to 3; it is only there while building"),
+    ("untrusted", "aws-lc-rs is on 0.7 and rustls-webpki on 0.9; neither shows it"),
 ];
 
 /// What a crate of the workspace is, by the folder it lives in.

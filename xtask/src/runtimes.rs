@@ -16,11 +16,16 @@ built, it holds a folder with the function, ready to be started by a driver:
   <function>/node_modules    what npm installs from its package-lock.json
   <function>/<function>      its program, where it is written in Rust
 
+Tools of tests that come from a registry lie there in the same way.
+
 pip and npm use the registries that they are set up for. What is there is installed again only when its list of packages
 or the version of Python or Node.js has changed.";
 
 /// Tells tests where the runtimes are.
 pub(crate) const VARIABLE: &str = "FUNCTION_GATEWAY_RUNTIMES";
+
+/// Folders with the requirements of programs in Python that tests start, beside the functions.
+const TOOLS: [&str; 1] = ["function-gateway-rest/tests/schemathesis"];
 
 /// Holds what an installation was made from, once it is complete.
 const STAMP: &str = "installed-from";
@@ -38,7 +43,9 @@ pub(crate) fn install(workspace: &Workspace) -> Result<PathBuf> {
     let lock = folder.join("lock");
     let lock = File::create(&lock).map_err(at(&lock))?;
     lock.lock().map_err(at(&folder))?;
-    for function in functions(&workspace.root.join("examples/functions"))? {
+    let mut wanted = functions(&workspace.root.join("examples/functions"))?;
+    wanted.extend(TOOLS.iter().map(|folder| Function::of(workspace.root.join(folder), Kind::Python)));
+    for function in wanted {
         let place = folder.join(&function.name);
         fs::create_dir_all(&place).map_err(at(&place))?;
         match function.kind {
@@ -56,6 +63,13 @@ struct Function {
     name: String,
     folder: PathBuf,
     kind: Kind,
+}
+
+impl Function {
+    fn of(folder: PathBuf, kind: Kind) -> Self {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self { name, folder, kind }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,8 +113,7 @@ fn functions(below: &Path) -> Result<Vec<Function>> {
             let names = Kind::ALL.map(Kind::manifest);
             format!("{}: holds no {}, so it is not known how to install it", folder.display(), names.join(" or "))
         })?;
-        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        functions.push(Function { name, folder, kind });
+        functions.push(Function::of(folder, kind));
     }
     functions.sort_by(|left, right| left.name.cmp(&right.name));
     Ok(functions)

@@ -5,6 +5,8 @@
 //! | `POST /`               | the payload                                                            |
 //! | `GET /health`          | that it is ready                                                       |
 //! | `GET /stream/{bytes}`  | so many bytes, in chunks                                               |
+//! | `POST /count`          | the size of the payload, which is read as it comes                     |
+//! | `POST /sleep/{millis}` | nothing, after so many milliseconds                                    |
 //! | `POST /crash`          | none: the process ends, as a defect might end it                       |
 //! | any below `/inspect`   | method, path, query and headers of the request, as JSON                |
 //!
@@ -13,15 +15,16 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Path;
 use axum::routing::{any, get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Method, Uri};
+use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -40,6 +43,19 @@ async fn chunks(Path(bytes): Path<usize>) -> Body {
         let rest = left - chunk.len();
         (!chunk.is_empty()).then(|| (Ok::<_, Infallible>(Bytes::from_static(chunk)), rest))
     }))
+}
+
+async fn count(body: Body) -> Result<String, StatusCode> {
+    let mut chunks = body.into_data_stream();
+    let mut bytes = 0;
+    while let Some(chunk) = chunks.next().await {
+        bytes += chunk.map_err(|_| StatusCode::BAD_REQUEST)?.len();
+    }
+    Ok(bytes.to_string())
+}
+
+async fn sleep(Path(millis): Path<u64>) {
+    tokio::time::sleep(Duration::from_millis(millis)).await;
 }
 
 async fn inspect(method: Method, uri: Uri, headers: HeaderMap) -> Json<Value> {
@@ -71,6 +87,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .route("/", post(echo))
         .route("/health", get(|| async { "ready\n" }))
         .route("/stream/{bytes}", get(chunks))
+        .route("/count", post(count))
+        .route("/sleep/{millis}", post(sleep))
         .route("/crash", post(crash))
         .route("/inspect", any(inspect))
         .route("/inspect/{*path}", any(inspect));

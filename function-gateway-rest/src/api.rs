@@ -1,0 +1,219 @@
+//! The API as a value: a gateway, who may reach it, and how.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use function_gateway_core::{Error, ErrorKind, Gateway, Result};
+use http::{HeaderName, HeaderValue};
+
+use crate::auth::Authenticator;
+use crate::readiness::Readiness;
+use crate::routes;
+
+/// How requests are taken. Each setting has a default.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RestOptions {
+    /// The largest document, such as a specification, in bytes. Default: 1 MiB. Payloads are bounded by the function's limits.
+    pub max_document_bytes: u64,
+    /// How long an upload may stand still between two parts. Default: 30 s.
+    pub upload_idle_timeout: Duration,
+    /// Which pages of other origins browsers let in (CORS). Default: none.
+    pub cors: Option<Cors>,
+}
+
+impl Default for RestOptions {
+    fn default() -> Self {
+        Self { max_document_bytes: 1024 * 1024, upload_idle_timeout: Duration::from_secs(30), cors: None }
+    }
+}
+
+impl RestOptions {
+    /// Sets the largest document, in bytes.
+    #[must_use]
+    pub fn with_max_document_bytes(mut self, bytes: u64) -> Self {
+        self.max_document_bytes = bytes;
+        self
+    }
+
+    /// Sets how long an upload may stand still.
+    #[must_use]
+    pub fn with_upload_idle_timeout(mut self, timeout: Duration) -> Self {
+        self.upload_idle_timeout = timeout;
+        self
+    }
+
+    /// Lets pages of other origins in.
+    #[must_use]
+    pub fn with_cors(mut self, cors: Cors) -> Self {
+        self.cors = Some(cors);
+        self
+    }
+}
+
+/// Which pages of other origins may call (Fetch standard, CORS protocol).
+///
+/// `OPTIONS` requests are then answered by the gateway, also those to functions.
+#[derive(Debug, Clone)]
+pub struct Cors(pub(crate) CorsOrigins);
+
+#[derive(Debug, Clone)]
+pub(crate) enum CorsOrigins {
+    Any,
+    List(Vec<HeaderValue>),
+}
+
+impl Cors {
+    /// Pages of every origin, without the browser's own credentials (cookies).
+    #[must_use]
+    pub fn any_origin() -> Self {
+        Self(CorsOrigins::Any)
+    }
+
+    /// Pages of these origins, such as `https://app.example.com`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for what is no origin: scheme, host and, where it is not the usual one, port, and no more.
+    pub fn origins<I: IntoIterator<Item = S>, S: AsRef<str>>(origins: I) -> Result<Self> {
+        let origin = |origin: S| {
+            let origin = origin.as_ref();
+            let is_one = origin.split_once("://").is_some_and(|(scheme, host)| {
+                matches!(scheme, "http" | "https") && !host.is_empty() && !host.contains('/')
+            });
+            let value = HeaderValue::from_str(origin).ok().filter(|_| is_one);
+            value.ok_or_else(|| {
+                let message = format!("{origin:?} is no origin: one is like https://app.example.com, without a path");
+                Error::new(ErrorKind::InvalidArgument, message)
+            })
+        };
+        origins.into_iter().map(origin).collect::<Result<_>>().map(|origins| Self(CorsOrigins::List(origins)))
+    }
+}
+
+/// Gives the metrics as text in the exposition format of Prometheus.
+type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// What handlers share.
+pub(crate) struct Api {
+    pub(crate) gateway: Gateway,
+    pub(crate) authenticators: Vec<Arc<dyn Authenticator>>,
+    pub(crate) options: RestOptions,
+    pub(crate) metrics: Option<RenderMetrics>,
+    pub(crate) readiness: Readiness,
+}
+
+impl fmt::Debug for Api {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Api")
+            .field("gateway", &self.gateway.id())
+            .field("authenticators", &self.authenticators)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The REST API of a gateway.
+///
+/// ```
+/// # use std::sync::Arc;
+/// use function_gateway_core::{Gateway, GatewayId, store::memory::MemoryStore};
+/// use function_gateway_rest::{ApiKeyAuthenticator, RestApi};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+/// let store = Arc::new(MemoryStore::new(GatewayId::generate()));
+/// let gateway = Gateway::builder().store(store).build().await?;
+/// let api = RestApi::builder(gateway.clone()).authenticator(ApiKeyAuthenticator::new(gateway)).build()?;
+/// // Under any path of the host's own router:
+/// let app: axum::Router = axum::Router::new().nest("/functions", api.router());
+/// # drop(app);
+/// # Ok::<_, function_gateway_core::Error>(()) }).unwrap();
+/// ```
+#[derive(Debug, Clone)]
+pub struct RestApi(Arc<Api>);
+
+impl RestApi {
+    /// Starts to put the API of a gateway together.
+    #[must_use]
+    pub fn builder(gateway: Gateway) -> RestApiBuilder {
+        RestApiBuilder { gateway, authenticators: Vec::new(), options: RestOptions::default(), metrics: None }
+    }
+
+    /// The router, to be mounted under any path. It binds no port and starts no task.
+    ///
+    /// Errors within it are problem documents. Layers of the host's go around it.
+    pub fn router(&self) -> Router {
+        routes::router(&self.0)
+    }
+}
+
+/// The OpenAPI 3.1 document of the API, as JSON. The same for every gateway.
+#[must_use]
+pub fn openapi_json() -> &'static str {
+    routes::openapi_json()
+}
+
+/// Puts a [`RestApi`] together.
+pub struct RestApiBuilder {
+    gateway: Gateway,
+    authenticators: Vec<Arc<dyn Authenticator>>,
+    options: RestOptions,
+    metrics: Option<RenderMetrics>,
+}
+
+impl fmt::Debug for RestApiBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RestApiBuilder").field("authenticators", &self.authenticators).finish_non_exhaustive()
+    }
+}
+
+impl RestApiBuilder {
+    /// Adds a way to find out who calls, asked after those that were added before.
+    #[must_use]
+    pub fn authenticator(mut self, authenticator: impl Authenticator) -> Self {
+        self.authenticators.push(Arc::new(authenticator));
+        self
+    }
+
+    /// Changes how requests are taken.
+    #[must_use]
+    pub fn options(mut self, options: RestOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Serves `/metrics` with what this gives: text in the exposition format of Prometheus. Callers need the right to
+    /// [`Action::ReadMetrics`](function_gateway_core::Action::ReadMetrics), since metrics are about all tenants.
+    #[must_use]
+    pub fn metrics(mut self, render: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        self.metrics = Some(Arc::new(render));
+        self
+    }
+
+    /// Builds the API.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Misconfigured`] where nothing says who calls. An API that is to be open to all says so with
+    /// [`Anonymous`](crate::Anonymous).
+    pub fn build(self) -> Result<RestApi> {
+        let Self { gateway, authenticators, options, metrics } = self;
+        if authenticators.is_empty() {
+            let message = "an API needs an authenticator: ApiKeyAuthenticator, jwt::JwtAuthenticator, HostPrincipal, \
+                           Anonymous or one of your own";
+            return Err(Error::new(ErrorKind::Misconfigured, message));
+        }
+        Ok(RestApi(Arc::new(Api { gateway, authenticators, options, metrics, readiness: Readiness::default() })))
+    }
+}
+
+/// Headers of answers that scripts of other origins may read.
+pub(crate) const EXPOSED_HEADERS: [HeaderName; 7] = [
+    http::header::ETAG,
+    http::header::LOCATION,
+    http::header::RETRY_AFTER,
+    HeaderName::from_static("server-timing"),
+    crate::envelope::REQUEST_ID,
+    crate::problem::ANSWERED_BY,
+    crate::routes::invocations::INVOCATION_ID,
+];

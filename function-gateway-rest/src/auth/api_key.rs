@@ -1,0 +1,161 @@
+//! API keys: random, of 256 bits, of which only a hash is stored.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use function_gateway_core::{
+    AccessManager, ApiKey, ApiKeyId, ApiKeyState, Error, ErrorKind, Gateway, Principal, Result, Secret,
+};
+use http::header::{self, HeaderName, HeaderValue};
+use http::request::Parts;
+use moka::future::Cache;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use super::{Authenticated, Authenticator, bearer, not_valid};
+
+/// The header for a key where `Authorization` is the function's.
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// What every key begins with, so that those who look for leaked credentials find it.
+pub(super) const PREFIX: &str = "fgk_";
+const SECRET_LEN: usize = 32;
+
+/// A key that was just made. It is shown once: only its hash is stored.
+///
+/// Its form is `fgk_<id>_<secret>`: the id in 32 hexadecimal digits, and 256 random bits in base64url.
+#[non_exhaustive]
+pub struct MintedKey {
+    /// What the key is known by.
+    pub id: ApiKeyId,
+    /// The SHA-256 of its secret part.
+    pub hash: [u8; 32],
+    /// The key, for whoever is to use it.
+    pub text: Secret,
+}
+
+impl MintedKey {
+    /// Makes a key, from the operating system's random numbers.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] where the operating system gives none.
+    pub fn mint() -> Result<Self> {
+        let mut secret = [0; SECRET_LEN];
+        getrandom::fill(&mut secret).map_err(|error| {
+            Error::new(ErrorKind::Internal, "there are no random numbers").with_detail(error.to_string())
+        })?;
+        let id = ApiKeyId::generate();
+        let text = format!("{PREFIX}{}_{}", id.to_string().replace('-', ""), URL_SAFE_NO_PAD.encode(secret));
+        Ok(Self { id, hash: Sha256::digest(secret).into(), text: Secret::new(text) })
+    }
+}
+
+impl fmt::Debug for MintedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MintedKey").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// The parts of a key's text.
+fn parse(text: &str) -> Option<(ApiKeyId, [u8; SECRET_LEN])> {
+    let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
+    let id = Some(id).filter(|id| id.len() == 32)?.parse().ok()?;
+    let secret = URL_SAFE_NO_PAD.decode(secret).ok()?;
+    Some((id, secret.try_into().ok()?))
+}
+
+/// Knows callers by the API keys that are kept in the gateway's store, sent as `Authorization: Bearer` or as `X-Api-Key`.
+///
+/// A bearer token that does not begin with `fgk_` is left to other authenticators.
+pub struct ApiKeyAuthenticator {
+    gateway: Gateway,
+    known: Cache<ApiKeyId, Arc<(ApiKey, Arc<Principal>)>>,
+}
+
+impl ApiKeyAuthenticator {
+    /// How long a key is remembered, and so how long one may be used on that another process has revoked.
+    pub const DEFAULT_TTL: Duration = Duration::from_secs(1);
+    const CAPACITY: u64 = 10_000;
+
+    /// Knows the keys of a gateway, and remembers one for [`DEFAULT_TTL`](Self::DEFAULT_TTL).
+    #[must_use]
+    pub fn new(gateway: Gateway) -> Self {
+        Self::with_ttl(gateway, Self::DEFAULT_TTL)
+    }
+
+    /// Sets how long a key is remembered once it was looked up. Zero: it is looked up for each request.
+    #[must_use]
+    pub fn with_ttl(gateway: Gateway, ttl: Duration) -> Self {
+        let known = Cache::builder().max_capacity(Self::CAPACITY).time_to_live(ttl).build();
+        Self { gateway, known }
+    }
+
+    async fn find(&self, id: ApiKeyId) -> Result<Arc<(ApiKey, Arc<Principal>)>> {
+        let look_up = async {
+            let key = self.gateway.find_api_key(id).await?.ok_or_else(not_valid)?;
+            let mut principal = Principal::new(key.tenant.clone(), key.principal.clone());
+            principal.scopes = key.scopes.clone();
+            Ok(Arc::new((ApiKey::clone(&key), Arc::new(principal))))
+        };
+        // One look-up for all who ask at once; an error is not remembered, so unknown ids take up no room.
+        self.known.try_get_with(id, look_up).await.map_err(|error: Arc<Error>| Error::clone(&error))
+    }
+}
+
+#[async_trait]
+impl Authenticator for ApiKeyAuthenticator {
+    async fn authenticate(&self, request: &Parts) -> Result<Option<Authenticated>> {
+        let (text, header) = match bearer(&request.headers).filter(|token| token.starts_with(PREFIX)) {
+            Some(token) => (token, header::AUTHORIZATION),
+            None => match request.headers.get(X_API_KEY) {
+                Some(value) => (value.to_str().map_err(|_| not_valid())?, X_API_KEY),
+                None => return Ok(None),
+            },
+        };
+        let (id, secret) = parse(text).ok_or_else(not_valid)?;
+        let found = self.find(id).await?;
+        let (key, principal) = &*found;
+        let is_right: bool = Sha256::digest(secret).ct_eq(&key.hash).into();
+        if !is_right || key.state(self.gateway.now()) != ApiKeyState::Active {
+            return Err(not_valid());
+        }
+        Ok(Some(Authenticated::new(Arc::clone(principal)).by_header(header)))
+    }
+
+    fn challenge(&self) -> Option<HeaderValue> {
+        Some(HeaderValue::from_static("Bearer realm=\"function-gateway\""))
+    }
+}
+
+impl fmt::Debug for ApiKeyAuthenticator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiKeyAuthenticator").field("known", &self.known.entry_count()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_found_in_its_text() {
+        let minted = MintedKey::mint().unwrap();
+        let text = minted.text.expose_str().unwrap().to_owned();
+        let (id, secret) = parse(&text).unwrap();
+        assert_eq!(id, minted.id);
+        assert_eq!(<[u8; 32]>::from(Sha256::digest(secret)), minted.hash);
+        assert!(!format!("{minted:?}").contains(&text[37..]));
+    }
+
+    #[test]
+    fn anything_else_is_no_key() {
+        let text = MintedKey::mint().unwrap().text.expose_str().unwrap().to_owned();
+        for bad in ["", "fgk_", "fgk__", &text[1..], &text[..text.len() - 1], &format!("{text}A"), &text.to_uppercase()]
+        {
+            assert!(parse(bad).is_none(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What surrounds every request: its id, its line in the log, and the problem document where it failed.
+
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use function_gateway_core::{Error, ErrorKind, Principal};
+use futures_util::FutureExt as _;
+use http::HeaderValue;
+use http::header::HeaderName;
+
+use crate::problem::Problem;
+
+/// The id of a request: the client's, where it is fit for that, or a new one.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const MAX_REQUEST_ID: usize = 128;
+
+/// What is logged of a request beside what is seen from outside.
+#[derive(Clone, Default)]
+pub(crate) struct RequestLog(Arc<OnceLock<Arc<Principal>>>);
+
+impl RequestLog {
+    pub(crate) fn set_principal(&self, principal: &Arc<Principal>) {
+        self.0.get_or_init(|| Arc::clone(principal));
+    }
+}
+
+impl fmt::Debug for RequestLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RequestLog")
+    }
+}
+
+/// The outermost layer.
+///
+/// Each request is one event of the target `function_gateway::access` at level INFO, when its answer begins, with the fields
+/// `method`, `path`, `status`, `took_us`, `request_id` and, where it is known, `tenant` and `principal`.
+pub(crate) async fn envelope(mut request: Request, next: Next) -> Response {
+    let id = request_id(&request);
+    let id_text = id.to_str().unwrap_or_default().to_owned();
+    let logged = tracing::enabled!(target: "function_gateway::access", tracing::Level::INFO).then(|| {
+        let log = RequestLog::default();
+        request.extensions_mut().insert(log.clone());
+        (log, request.method().clone(), request.uri().path().to_owned(), Instant::now())
+    });
+    let mut response = AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        tracing::error!(target: "function_gateway::rest", request_id = id_text, message, "the handling of a request panicked");
+        Problem::from(Error::new(ErrorKind::Internal, "the gateway failed; its log says more under the request's id"))
+            .into_response()
+    });
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        response = problem.finish(response, &id_text);
+    }
+    if let Some((log, method, path, start)) = logged {
+        let principal = log.0.get();
+        tracing::info!(
+            target: "function_gateway::access",
+            %method,
+            path,
+            status = response.status().as_u16(),
+            took_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
+            request_id = id_text,
+            tenant = principal.map(|principal| principal.tenant.as_str()),
+            principal = principal.map(|principal| principal.id.as_str()),
+        );
+    }
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+fn request_id(request: &Request) -> HeaderValue {
+    let fit = |value: &&HeaderValue| {
+        let bytes = value.as_bytes();
+        !bytes.is_empty() && bytes.len() <= MAX_REQUEST_ID && bytes.iter().all(u8::is_ascii_graphic)
+    };
+    match request.headers().get(REQUEST_ID).filter(fit) {
+        Some(id) => id.clone(),
+        None => {
+            let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+            let text = uuid::Uuid::now_v7().hyphenated().encode_lower(&mut text);
+            HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("none"))
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! What handlers take from a request, each with a problem document where it is not right.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use function_gateway_core::{
+    CallContext, Deadline, Error, ErrorKind, Principal, Result as CoreResult, TraceParent, Violation,
+};
+use http::header::{self, HeaderName};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue};
+use serde::de::DeserializeOwned;
+
+use crate::api::Api;
+use crate::auth::not_valid;
+use crate::payload;
+use crate::problem::Problem;
+
+/// Who makes the request. A handler that takes it is guarded.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) principal: Arc<Principal>,
+    /// The header that the credential came in.
+    pub(crate) credential: Option<HeaderName>,
+    trace: Option<TraceParent>,
+}
+
+impl Caller {
+    /// The context of an operation in the caller's name.
+    pub(crate) fn context(&self) -> CallContext {
+        let cx = CallContext::new(Arc::clone(&self.principal));
+        match self.trace {
+            Some(trace) => cx.with_trace(trace),
+            None => cx,
+        }
+    }
+
+    /// The context of a change, for as long as the caller wants to wait for it (`Prefer`, RFC 7240).
+    pub(crate) fn context_of_change(&self, headers: &HeaderMap) -> Result<CallContext, Problem> {
+        Ok(match wait(headers)? {
+            Some(wait) => self.context().with_deadline(Deadline::after(wait)),
+            None => self.context(),
+        })
+    }
+}
+
+/// How long the caller wants to wait: `Prefer: wait=5`, in seconds, or `respond-async` for not at all.
+fn wait(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
+    let prefer = HeaderName::from_static("prefer");
+    for value in headers.get_all(prefer).iter().filter_map(|value| value.to_str().ok()) {
+        for preference in value.split([',', ';']).map(str::trim) {
+            if preference.eq_ignore_ascii_case("respond-async") {
+                return Ok(Some(Duration::ZERO));
+            }
+            if let Some((name, seconds)) = preference.split_once('=')
+                && name.trim().eq_ignore_ascii_case("wait")
+            {
+                let seconds = seconds.trim().trim_matches('"');
+                let seconds: u32 = seconds
+                    .parse()
+                    .map_err(|_| invalid(format!("`Prefer: wait` is a whole number of seconds, not {seconds:?}")))?;
+                return Ok(Some(Duration::from_secs(seconds.into())));
+            }
+        }
+    }
+    Ok(None)
+}
+
+impl FromRequestParts<Arc<Api>> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
+        let trace = parts.headers.get(TraceParent::HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        for authenticator in &api.authenticators {
+            match authenticator.authenticate(parts).await {
+                Ok(Some(found)) => {
+                    if let Some(log) = parts.extensions.get::<crate::envelope::RequestLog>() {
+                        log.set_principal(&found.principal);
+                    }
+                    return Ok(Self { principal: found.principal, credential: found.header, trace });
+                }
+                Ok(None) => {}
+                Err(error) => return Err(challenged(api, error)),
+            }
+        }
+        let error = match parts.headers.contains_key(header::AUTHORIZATION) {
+            true => not_valid(),
+            false => Error::new(ErrorKind::Unauthenticated, "the request says not who calls: it has no credential"),
+        };
+        Err(challenged(api, error))
+    }
+}
+
+/// Says what a client that is not authenticated is to send.
+fn challenged(api: &Api, error: Error) -> Problem {
+    let is_unauthenticated = error.kind() == ErrorKind::Unauthenticated;
+    let mut problem = Problem::from(error);
+    if is_unauthenticated {
+        let mut challenges: Vec<_> =
+            api.authenticators.iter().filter_map(|authenticator| authenticator.challenge()).collect();
+        challenges.dedup();
+        for challenge in challenges {
+            problem = problem.with_header(header::WWW_AUTHENTICATE, challenge);
+        }
+    }
+    problem
+}
+
+pub(crate) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Problem {
+    Error::new(ErrorKind::InvalidArgument, message).into()
+}
+
+/// What stands in the path.
+#[derive(Debug)]
+pub(crate) struct InPath<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for InPath<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match Path::<T>::from_request_parts(parts, state).await {
+            Ok(Path(value)) => Ok(Self(value)),
+            Err(rejection) => {
+                let text = rejection.body_text();
+                let reason = text.split_once(": ").map_or(text.as_str(), |(_, reason)| reason);
+                Err(invalid(format!("the path is not right: {reason}")))
+            }
+        }
+    }
+}
+
+/// What stands in the query. A parameter that is not known is refused.
+#[derive(Debug)]
+pub(crate) struct InQuery<T>(pub(crate) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for InQuery<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let query = parts.uri.query().unwrap_or_default();
+        serde_html_form::from_str(query).map(Self).map_err(|error| invalid(format!("the query is not right: {error}")))
+    }
+}
+
+/// A JSON document in the body.
+#[derive(Debug)]
+pub(crate) struct Document<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Document<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
+        let bytes = document_bytes(request, api, "application/json").await?;
+        read_json(&bytes, ErrorKind::InvalidArgument).map(Self)
+    }
+}
+
+/// Reads a document whole, where it has the type that is wanted.
+pub(crate) async fn document_bytes(request: Request, api: &Api, wanted: &'static str) -> Result<bytes::Bytes, Problem> {
+    let sent = request.headers().get(header::CONTENT_TYPE);
+    if !is_of_type(sent, wanted) {
+        return Err(Problem::unsupported_media_type(wanted, sent));
+    }
+    let limit = api.options.max_document_bytes;
+    let body = payload::of_request(request.into_body(), api.options.upload_idle_timeout);
+    Ok(body.collect(limit).await?)
+}
+
+fn is_of_type(sent: Option<&HeaderValue>, wanted: &str) -> bool {
+    let Some(sent) = sent.and_then(|sent| sent.to_str().ok()) else { return false };
+    let essence = sent.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case(wanted)
+}
+
+/// Reads JSON, and says where it is not right: in its syntax, or, with `kind`, as what it is to be.
+pub(crate) fn read_json<T: DeserializeOwned>(bytes: &[u8], kind: ErrorKind) -> Result<T, Problem> {
+    // In two steps, since a value that does not fit can look like an error of syntax in one.
+    let value = serde_json::from_slice(bytes).map_err(|error| invalid(format!("the body is not JSON: {error}")))?;
+    read_value(value, kind, "")
+}
+
+/// Reads a JSON value as what it is to be.
+pub(crate) fn read_value<T: DeserializeOwned>(
+    value: serde_json::Value,
+    kind: ErrorKind,
+    below: &str,
+) -> Result<T, Problem> {
+    serde_path_to_error::deserialize(value)
+        .map_err(|error| misfit(kind, format!("{below}{}", pointer(error.path())), error.inner()))
+}
+
+fn misfit(kind: ErrorKind, pointer: String, error: &serde_json::Error) -> Problem {
+    let message = match kind {
+        ErrorKind::InvalidSpec => "the specification is not valid",
+        _ => "the document is not valid",
+    };
+    Error::new(kind, message).with_violations(vec![Violation::new(pointer, error.to_string())]).into()
+}
+
+/// A path of serde's as a JSON Pointer (RFC 6901).
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    let mut pointer = String::new();
+    for segment in path {
+        let token = match segment {
+            Segment::Seq { index } => index.to_string(),
+            Segment::Map { key } => key.replace('~', "~0").replace('/', "~1"),
+            Segment::Enum { variant } => variant.clone(),
+            Segment::Unknown => continue,
+        };
+        pointer.push('/');
+        pointer.push_str(&token);
+    }
+    pointer
+}
+
+/// The bounds of a part of a list.
+pub(crate) fn page_request(
+    limit: Option<usize>,
+    cursor: Option<String>,
+) -> CoreResult<function_gateway_core::PageRequest> {
+    use function_gateway_core::{Cursor, PageRequest};
+    let limit = limit.unwrap_or(PageRequest::default().limit);
+    if !(1..=PageRequest::MAX_LIMIT).contains(&limit) {
+        let message = format!("`limit` is from 1 to {}", PageRequest::MAX_LIMIT);
+        return Err(Error::new(ErrorKind::InvalidArgument, message));
+    }
+    let page = PageRequest::first(limit);
+    Ok(match cursor {
+        Some(cursor) => page.after(Cursor::from_text(cursor)),
+        None => page,
+    })
+}
+
+/// Labels of a query, each as `key=value`.
+pub(crate) fn labels(labels: &[String]) -> CoreResult<Vec<(String, String)>> {
+    let pair = |label: &String| match label.split_once('=') {
+        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None => {
+            let message = format!("`label` is a key and a value with = between them, not {label:?}");
+            Err(Error::new(ErrorKind::InvalidArgument, message))
+        }
+    };
+    labels.iter().map(pair).collect()
+}

@@ -1,0 +1,129 @@
+//! The description of the API: what the routes say of themselves, and what holds for all.
+
+use function_gateway_core::FunctionSpec;
+use serde_json::{Value, json};
+use utoipa::ToSchema as _;
+use utoipa::openapi::OpenApi;
+
+use crate::responses;
+
+/// Schemas of what clients send, in which a field that is not known is an error.
+const CLOSED: [&str; 9] = [
+    "FunctionSpec",
+    "ProcessWorkload",
+    "ImageWorkload",
+    "CustomWorkload",
+    "SecretBinding",
+    "Timeouts",
+    "Scale",
+    "RetryPolicy",
+    "RecordPolicy",
+];
+
+const DESCRIPTION: &str = "Create, execute and list functions, whichever engine runs them.\n\n\
+Errors are problem documents (RFC 9457) with a stable `code`. Every answer to a call of a function says in \
+`X-Function-Answered-By` whether the function or the gateway answers. Lists are read part by part: `next` of one is the `cursor` of \
+the one after it. Times are RFC 3339.";
+
+/// The document as JSON.
+pub(crate) fn document(mut paths: OpenApi) -> String {
+    let components = paths.components.get_or_insert_default();
+    let (name, schema) = responses::problem_schema();
+    components.schemas.insert(name, schema);
+    let mut more = Vec::new();
+    FunctionSpec::schemas(&mut more);
+    crate::problem::ProblemDocument::schemas(&mut more);
+    components.schemas.extend(more);
+    let mut document = serde_json::to_value(&paths).unwrap_or_default();
+    describe(&mut document);
+    close(&mut document);
+    function_url(&mut document);
+    without_code(&mut document);
+    let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// Descriptions come from the documentation of types, whose examples are in Rust.
+fn without_code(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value {
+                    Value::String(text) if name == "description" => {
+                        let prose = text.split("```").next().unwrap_or_default().trim_end().len();
+                        text.truncate(prose);
+                    }
+                    value => without_code(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_code),
+        _ => {}
+    }
+}
+
+fn describe(document: &mut Value) {
+    let Some(root) = document.as_object_mut() else { return };
+    root.insert("openapi".into(), "3.1.0".into());
+    root.insert(
+        "info".into(),
+        json!({
+            "title": "Function Gateway",
+            "version": "1",
+            "description": DESCRIPTION,
+            "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
+        }),
+    );
+    root.insert("servers".into(), json!([{"url": "/", "description": "Where the host has mounted it"}]));
+    root.insert("security".into(), json!([{"bearer": []}, {"key": []}]));
+    if let Some(components) = root.get_mut("components").and_then(Value::as_object_mut) {
+        components.insert(
+            "securitySchemes".into(),
+            json!({
+                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key (`fgk_..`) or a JSON Web Token"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "An API key"},
+            }),
+        );
+    }
+}
+
+/// Unknown fields of a specification are kept in the store and refused in a request.
+fn close(document: &mut Value) {
+    for name in CLOSED {
+        if let Some(schema) =
+            document.pointer_mut(&format!("/components/schemas/{name}")).and_then(Value::as_object_mut)
+        {
+            schema.insert("additionalProperties".into(), false.into());
+        }
+    }
+}
+
+/// The function's own URL has every method, which no route can say of itself.
+fn function_url(document: &mut Value) {
+    let invocation = document.pointer("/paths/~1v1~1functions~1{name}~1invocations/post").cloned().unwrap_or_default();
+    let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) else { return };
+    let mut item = serde_json::Map::new();
+    for method in ["get", "put", "post", "delete", "options", "head", "patch"] {
+        let mut operation = invocation.clone();
+        let Some(fields) = operation.as_object_mut() else { return };
+        fields.insert("operationId".into(), format!("function_url_{method}").into());
+        fields.insert(
+            "summary".into(),
+            "The function's own URL: method, path, query, headers and body pass as they came.".into(),
+        );
+        fields.remove("description");
+        if !matches!(method, "put" | "post" | "patch") {
+            fields.remove("requestBody");
+        }
+        if let Some(parameters) = fields.get_mut("parameters").and_then(Value::as_array_mut) {
+            parameters.insert(
+                1,
+                json!({"name": "path", "in": "path", "required": true, "schema": {"type": "string"},
+                       "description": "The path below the function. It may hold `/`."}),
+            );
+        }
+        item.insert(method.into(), operation);
+    }
+    paths.insert("/v1/functions/{name}/http/{path}".into(), item.into());
+}

@@ -1,0 +1,64 @@
+//! The problems that operations document, as groups.
+
+use std::collections::BTreeMap;
+
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder, response::Response};
+use utoipa::{IntoResponses, PartialSchema as _};
+
+use crate::problem::ProblemDocument;
+
+/// An answer with a problem document.
+pub(crate) fn problem(description: &str) -> RefOr<Response> {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+    ResponseBuilder::new().description(description).content("application/problem+json", content).build().into()
+}
+
+macro_rules! problems {
+    ($($(#[doc = $doc:literal])+ $name:ident: $($status:literal $description:literal),+;)+) => {$(
+        $(#[doc = $doc])+
+        pub(crate) struct $name;
+
+        impl IntoResponses for $name {
+            fn responses() -> BTreeMap<String, RefOr<Response>> {
+                [$(($status.to_owned(), problem($description))),+].into()
+            }
+        }
+    )+};
+}
+
+problems! {
+    /// What every guarded operation may answer.
+    Guarded:
+        "400" "The request is not right; it says where",
+        "401" "Nothing, or nothing valid, says who calls",
+        "403" "The caller may not do this",
+        "500" "A fault of the gateway",
+        "503" "The gateway can't do it now";
+    /// What an operation on something that has a name may answer.
+    Found:
+        "404" "There is no such thing in the caller's tenant";
+    /// What an operation that reads a document may answer.
+    Reads:
+        "408" "The body did not come in time",
+        "413" "The body is larger than the limit that the answer names",
+        "415" "The body is of a type that is not read here";
+    /// What an operation that takes a specification may answer.
+    Specified:
+        "422" "The specification is not valid; all violations are listed";
+    /// What a change of a function may answer.
+    Changes:
+        "409" "Somebody else changed it at the same time",
+        "412" "It is not in the state that was made a condition",
+        "502" "The engine answered what it must not",
+        "504" "The engine took too long";
+    /// What an operation that not every driver offers may answer.
+    Optional:
+        "501" "The driver does not offer this",
+        "502" "The engine answered what it must not",
+        "504" "The engine took too long";
+}
+
+/// The name under which [`ProblemDocument`] stands among the document's schemas.
+pub(crate) fn problem_schema() -> (String, RefOr<utoipa::openapi::Schema>) {
+    ("Problem".to_owned(), ProblemDocument::schema())
+}

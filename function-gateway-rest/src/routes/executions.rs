@@ -1,0 +1,208 @@
+//! What is kept of executions, and figures over them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use function_gateway_core::{
+    ErrorClass, FunctionExecutor as _, FunctionExecutorExt as _, FunctionId, FunctionName, InvocationId,
+    InvocationRecord, InvocationState, PrincipalId, RecordFilter, Statistics, StatisticsQuery, Timestamp,
+};
+use futures_util::StreamExt as _;
+use http::HeaderMap;
+use serde::Deserialize;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::logs;
+use crate::api::Api;
+use crate::document::List;
+use crate::extract::{Caller, InPath, InQuery, labels, page_request};
+use crate::problem::Problem;
+use crate::responses::{Found, Guarded};
+
+type Answer = Result<Response, Problem>;
+
+/// What statistics are about where the query does not say.
+const LAST: Duration = Duration::from_secs(3600);
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(read)).routes(routes!(statistics))
+}
+
+/// Those whose answers are streams.
+pub(super) fn streaming_routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::new().routes(routes!(execution_logs)).routes(routes!(export))
+}
+
+/// Which executions.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Filter {
+    /// Of the function of this name, whichever functions have borne it.
+    function: Option<FunctionName>,
+    /// Of the function of this id.
+    function_id: Option<FunctionId>,
+    /// In this state.
+    state: Option<InvocationState>,
+    /// With a failure of this class.
+    class: Option<ErrorClass>,
+    /// By this caller; `me` is the caller of this request.
+    #[param(max_length = 256)]
+    caller: Option<PrincipalId>,
+    /// Of functions with this label, as `key=value`; all of several.
+    #[serde(default)]
+    #[param(value_type = Vec<String>)]
+    label: Vec<String>,
+    /// That came in at this time or later.
+    from: Option<Timestamp>,
+    /// That came in before this time.
+    until: Option<Timestamp>,
+    /// How many at most: 1 to 1,000. Default: 100. An export has no such bound.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// Where the list goes on: `next` of the part before.
+    cursor: Option<String>,
+}
+
+impl Filter {
+    fn for_caller(&self, caller: &Caller) -> Result<RecordFilter, Problem> {
+        let mut filter = RecordFilter::default();
+        filter.name.clone_from(&self.function);
+        filter.function = self.function_id;
+        filter.state = self.state;
+        filter.class = self.class;
+        filter.caller = self.caller.clone().map(|name| match name.as_str() {
+            "me" => caller.principal.id.clone(),
+            _ => name,
+        });
+        filter.labels = labels(&self.label)?;
+        (filter.from, filter.until) = (self.from, self.until);
+        Ok(filter)
+    }
+}
+
+/// Lists executions of the caller's tenant, newest first.
+#[utoipa::path(
+    get,
+    path = "/v1/executions",
+    tag = "executions",
+    params(Filter),
+    responses((status = 200, description = "A part of the list", body = List<InvocationRecord>), Guarded),
+)]
+async fn list(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQuery<Filter>) -> Answer {
+    let filter = query.for_caller(&caller)?;
+    let page = page_request(query.limit, query.cursor)?;
+    let page = api.gateway.executions(&caller.context(), &filter, &page).await?;
+    Ok(Json(List::of(page, |record| record)).into_response())
+}
+
+/// Reads what is kept of an execution.
+#[utoipa::path(
+    get,
+    path = "/v1/executions/{id}",
+    tag = "executions",
+    params(("id" = InvocationId, Path)),
+    responses((status = 200, description = "The execution", body = InvocationRecord), Guarded, Found),
+)]
+async fn read(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<InvocationId>) -> Answer {
+    Ok(Json(api.gateway.execution(&caller.context(), id).await?).into_response())
+}
+
+/// Whether to wait for more.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Follow {
+    /// Whether to go on until the execution ends.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// Reads what a function logged in an execution, as text; as server-sent events where the request accepts `text/event-stream`.
+#[utoipa::path(
+    get,
+    path = "/v1/executions/{id}/logs",
+    tag = "executions",
+    params(("id" = InvocationId, Path), Follow),
+    responses(
+        (status = 200, description = "The log; in events, as the `text` of JSON objects", content(
+            (String = "text/plain"), (String = "text/event-stream"))),
+        Guarded, Found,
+    ),
+)]
+async fn execution_logs(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    InPath(id): InPath<InvocationId>,
+    InQuery(query): InQuery<Follow>,
+    headers: HeaderMap,
+) -> Answer {
+    let log = api.gateway.execution_logs(&caller.context(), id, query.follow).await?;
+    Ok(logs::chunks(log, &headers))
+}
+
+/// Gives every execution that a filter means, newest first, as JSON lines.
+#[utoipa::path(
+    get,
+    path = "/v1/executions/export",
+    tag = "executions",
+    params(Filter),
+    responses((status = 200, description = "Each line is one execution", content((InvocationRecord = "application/x-ndjson"))), Guarded),
+)]
+async fn export(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQuery<Filter>) -> Answer {
+    if query.limit.is_some() || query.cursor.is_some() {
+        return Err(crate::extract::invalid("an export has no `limit` and no `cursor`: it is the whole list"));
+    }
+    let filter = query.for_caller(&caller)?;
+    let cx = caller.context();
+    let (sender, mut lines) = tokio::sync::mpsc::channel(1);
+    // The stream borrows from what it reads, so it is driven by a task, which ends when nobody reads any more.
+    let gateway = api.gateway.clone();
+    tokio::spawn(async move {
+        let mut export = gateway.export_executions(&cx, &filter);
+        while let Some(lines) = export.next().await {
+            if sender.send(lines).await.is_err() {
+                return;
+            }
+        }
+    });
+    // What is wrong with the request is known with the first part.
+    let first = lines.recv().await.transpose()?;
+    let rest = futures_util::stream::poll_fn(move |cx| lines.poll_recv(cx));
+    Ok(logs::json_lines(futures_util::stream::iter(first.map(Ok)).chain(rest)))
+}
+
+/// For which executions figures are wanted.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Range {
+    /// Of the function of this name, whichever functions have borne it.
+    function: Option<FunctionName>,
+    /// That ended at this time or later, rounded down to the minute. An hour before `until` where it is absent.
+    from: Option<Timestamp>,
+    /// That ended before this time, rounded up to the minute. Now where it is absent.
+    until: Option<Timestamp>,
+}
+
+/// Gives figures over executions that have ended.
+#[utoipa::path(
+    get,
+    path = "/v1/statistics",
+    tag = "executions",
+    params(Range),
+    responses((status = 200, description = "The figures", body = Statistics), Guarded),
+)]
+async fn statistics(State(api): State<Arc<Api>>, caller: Caller, InQuery(range): InQuery<Range>) -> Answer {
+    let until = range.until.unwrap_or_else(|| api.gateway.now());
+    let mut query = StatisticsQuery::new(range.from.unwrap_or_else(|| until.minus(LAST)), until);
+    if let Some(function) = range.function {
+        query = query.of(function);
+    }
+    Ok(Json(api.gateway.statistics(&caller.context(), &query).await?).into_response())
+}

@@ -1,0 +1,139 @@
+//! The gateway itself: drivers, limits, health, metrics, and the description of this API.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use function_gateway_core::{AccessManager as _, Error, ErrorKind, PageRequest};
+use http::header::{self, HeaderMap, HeaderValue};
+use sha2::{Digest as _, Sha256};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::etag::Etag;
+use crate::api::Api;
+use crate::document::{DriverDocument, Health, LimitsDocument};
+use crate::extract::Caller;
+use crate::problem::{Problem, ProblemDocument};
+use crate::responses::Guarded;
+
+type Answer = Result<Response, Problem>;
+
+/// The exposition format of Prometheus.
+const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4");
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::new()
+        .routes(routes!(drivers))
+        .routes(routes!(limits))
+        .routes(routes!(health))
+        .routes(routes!(ready))
+        .routes(routes!(metrics))
+        .routes(routes!(openapi))
+}
+
+/// Lists the drivers, and what each can do.
+#[utoipa::path(
+    get,
+    path = "/v1/drivers",
+    tag = "gateway",
+    responses((status = 200, description = "The drivers, in the order of their names", body = Vec<DriverDocument>), Guarded),
+)]
+async fn drivers(State(api): State<Arc<Api>>, _: Caller) -> Json<Vec<DriverDocument>> {
+    let driver = |(name, driver): (_, &Arc<dyn function_gateway_core::FaasDriver>)| {
+        DriverDocument::new(name, driver.info(), |protocol| driver.capabilities(protocol))
+    };
+    Json(api.gateway.drivers().iter().map(driver).collect())
+}
+
+/// Says what the gateway lets pass, and how long it waits.
+#[utoipa::path(
+    get,
+    path = "/v1/limits",
+    tag = "gateway",
+    responses((status = 200, description = "The limits", body = LimitsDocument), Guarded),
+)]
+async fn limits(State(api): State<Arc<Api>>, _: Caller) -> Json<LimitsDocument> {
+    let config = api.gateway.config();
+    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Json(LimitsDocument {
+        max_document_bytes: api.options.max_document_bytes,
+        max_request_bytes: config.max_request_bytes,
+        max_response_bytes: config.max_response_bytes,
+        max_kept_bytes: config.max_kept_bytes,
+        max_queued: config.max_queued,
+        max_page: PageRequest::MAX_LIMIT,
+        default_total_ms: millis(config.default_total_timeout),
+        default_idle_ms: millis(config.default_idle_timeout),
+        default_ready_ms: millis(config.default_ready_timeout),
+        default_wait_ms: millis(config.default_manage_wait),
+        upload_idle_ms: millis(api.options.upload_idle_timeout),
+    })
+}
+
+/// Says that the process lives.
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    tag = "gateway",
+    responses((status = 200, description = "It lives", body = Health)),
+    security(()),
+)]
+async fn health() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// Says whether work that comes in now can be done: the gateway is not shutting down, and its store answers.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "gateway",
+    responses((status = 200, description = "It can", body = Health),
+        (status = 503, description = "It can't", body = ProblemDocument, content_type = "application/problem+json")),
+    security(()),
+)]
+async fn ready(State(api): State<Arc<Api>>) -> Answer {
+    api.readiness.of(&api.gateway).await?;
+    Ok(Json(Health { status: "ok" }).into_response())
+}
+
+/// Gives the metrics of the whole gateway, in the exposition format of Prometheus.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "gateway",
+    responses((status = 200, description = "The metrics", body = String, content_type = "text/plain"), Guarded,
+        (status = 501, description = "The host offers none", body = ProblemDocument, content_type = "application/problem+json")),
+)]
+async fn metrics(State(api): State<Arc<Api>>, caller: Caller) -> Answer {
+    api.gateway.may_read_metrics(&caller.context()).await?;
+    let Some(render) = &api.metrics else {
+        return Err(Error::new(ErrorKind::Unsupported, "this gateway's host offers no metrics").into());
+    };
+    Ok(([(header::CONTENT_TYPE, METRICS)], render()).into_response())
+}
+
+/// Gives the description of this API, as OpenAPI 3.1.
+#[utoipa::path(
+    get,
+    path = "/openapi.json",
+    tag = "gateway",
+    params(("If-None-Match" = Option<String>, Header, description = "The ETag that the client has")),
+    responses((status = 200, description = "The description", body = Object, content_type = "application/json", headers(
+            ("ETag" = String, description = "Its version"))),
+        (status = 304, description = "The client has it")),
+    security(()),
+)]
+async fn openapi(headers: HeaderMap) -> Response {
+    let document = super::openapi_json();
+    let digest = Sha256::digest(document);
+    let etag = Etag::new(&digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>());
+    if let Some(response) = etag.not_modified(&headers) {
+        return response;
+    }
+    let mut response =
+        ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], document).into_response();
+    etag.set(&mut response);
+    response
+}

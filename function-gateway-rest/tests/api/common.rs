@@ -1,0 +1,212 @@
+//! A gateway over an engine in memory, served on a real socket, and clients of it.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use function_gateway_core::store::memory::MemoryStore;
+use function_gateway_core::{
+    AccessManager as _, CallContext, Gateway, GatewayBuilder, GatewayId, InvokeResponse, NewApiKey, Principal,
+    ScopeAuthorizer, TenantId,
+};
+use function_gateway_rest::serve::{ServeOptions, serve};
+use function_gateway_rest::{ApiKeyAuthenticator, MintedKey, RestApi, RestApiBuilder, RestOptions};
+use function_gateway_testkit::{Engine, Handler, ScriptedDriver};
+use function_gateway_validation::Validation;
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// No test waits longer for anything.
+pub(crate) const LONG: Duration = Duration::from_secs(30);
+
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) gateway: Gateway,
+    pub(crate) engine: Engine,
+    pub(crate) client: Client,
+    /// Of the tenant `acme`, with the scope `admin`.
+    pub(crate) admin: String,
+    stop: Mutex<Option<oneshot::Sender<()>>>,
+    served: Mutex<Option<JoinHandle<function_gateway_core::Result<()>>>>,
+}
+
+pub(crate) struct Setup {
+    pub(crate) gateway: Box<dyn FnOnce(GatewayBuilder) -> GatewayBuilder>,
+    pub(crate) api: Box<dyn FnOnce(RestApiBuilder) -> RestApiBuilder>,
+    pub(crate) serve: ServeOptions,
+    pub(crate) below: &'static str,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            gateway: Box::new(|builder| builder),
+            api: Box::new(|builder| builder),
+            serve: ServeOptions::default(),
+            below: "",
+        }
+    }
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        Self::with(Setup::default()).await
+    }
+
+    pub(crate) async fn with_options(options: RestOptions) -> Self {
+        Self::with(Setup { api: Box::new(|builder| builder.options(options)), ..Setup::default() }).await
+    }
+
+    pub(crate) async fn with(setup: Setup) -> Self {
+        let driver = ScriptedDriver::new();
+        let engine = driver.engine().clone();
+        let builder = Gateway::builder()
+            .store(Arc::new(MemoryStore::new(GatewayId::generate())))
+            .driver("scripted".parse().unwrap(), Arc::new(driver))
+            .middleware_for_all(Arc::new(Validation::default()))
+            .authorizer(Arc::new(ScopeAuthorizer));
+        let gateway = (setup.gateway)(builder).build().await.unwrap();
+        let api = RestApi::builder(gateway.clone()).authenticator(ApiKeyAuthenticator::new(gateway.clone()));
+        let router = (setup.api)(api).build().unwrap().router();
+        let router = match setup.below {
+            "" => router,
+            below => axum::Router::new().nest(below, router),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let served = tokio::spawn(serve(listener, router, setup.serve, async {
+            let _ = stopped.await;
+        }));
+        let client = Client::builder().timeout(LONG).build().unwrap();
+        let admin = key(&gateway, "acme", "ada", &["admin"]).await;
+        let (stop, served) = (Mutex::new(Some(stop)), Mutex::new(Some(served)));
+        Self { address, gateway, engine, client, admin, stop, served }
+    }
+
+    /// Says that the server is to stop.
+    pub(crate) fn stop(&self) {
+        self.stop.lock().unwrap().take().unwrap().send(()).unwrap();
+    }
+
+    /// Waits until it has stopped.
+    pub(crate) async fn stopped(&self) {
+        let served = self.served.lock().unwrap().take().unwrap();
+        tokio::time::timeout(LONG, served).await.unwrap().unwrap().unwrap();
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub(crate) fn as_who(&self, key: &str, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, self.url(path)).bearer_auth(key)
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.as_who(&self.admin, method, path)
+    }
+
+    pub(crate) fn get(&self, path: &str) -> RequestBuilder {
+        self.request(Method::GET, path)
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> RequestBuilder {
+        self.request(Method::POST, path).json(body)
+    }
+
+    /// Creates a function that echoes.
+    pub(crate) async fn create(&self, name: &str) -> Value {
+        self.create_with(name, json!({})).await
+    }
+
+    /// Creates a function whose specification has some more fields.
+    pub(crate) async fn create_with(&self, name: &str, more: Value) -> Value {
+        let mut spec = spec();
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let response = self.post("/v1/functions", &json!({"name": name, "spec": spec})).send().await.unwrap();
+        json_of(response, StatusCode::CREATED).await
+    }
+
+    pub(crate) async fn invoke(&self, name: &str, payload: &'static str) -> Response {
+        self.request(Method::POST, &format!("/v1/functions/{name}/invocations")).body(payload).send().await.unwrap()
+    }
+
+    /// A connection without a client.
+    pub(crate) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// What is answered to bytes, until the server closes the connection.
+    pub(crate) async fn raw(&self, request: &[u8]) -> String {
+        let mut stream = self.connect().await;
+        // The server may refuse before it has read everything.
+        let _ = stream.write_all(request).await;
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(LONG, stream.read_to_end(&mut answer)).await.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+}
+
+pub(crate) fn spec() -> Value {
+    json!({"driver": "scripted", "run": {"custom": {"kind": "echo"}}})
+}
+
+/// A key that an admin of the tenant has made.
+pub(crate) async fn key(gateway: &Gateway, tenant: &str, principal: &str, scopes: &[&str]) -> String {
+    let tenant: TenantId = tenant.parse().unwrap();
+    let admin = Principal::new(tenant, "root".parse().unwrap()).with_scope("admin").with_scope("metrics");
+    let minted = MintedKey::mint().unwrap();
+    let mut new = NewApiKey::new(minted.id, minted.hash);
+    new.principal = Some(principal.parse().unwrap());
+    new.scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
+    gateway.create_api_key(&CallContext::new(admin), new).await.unwrap();
+    minted.text.expose_str().unwrap().to_owned()
+}
+
+pub(crate) async fn json_of(response: Response, status: StatusCode) -> Value {
+    let (got, text) = (response.status(), response.text().await.unwrap());
+    assert_eq!(got, status, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A problem document, which is checked for what each of them has.
+pub(crate) async fn problem(response: Response, status: u16, code: &str) -> Value {
+    assert_eq!(header(&response, "content-type"), "application/problem+json");
+    assert_eq!(header(&response, "x-function-answered-by"), "gateway");
+    let id = header(&response, "x-request-id").to_owned();
+    let problem = json_of(response, StatusCode::from_u16(status).unwrap()).await;
+    assert_eq!(problem["code"], code, "{problem}");
+    assert_eq!(problem["status"], status, "{problem}");
+    assert_eq!(problem["type"], format!("urn:function-gateway:error:{code}"), "{problem}");
+    assert_eq!(problem["request_id"], id, "{problem}");
+    for field in ["title", "detail", "class", "retry", "delivery"] {
+        assert!(problem[field].as_str().is_some_and(|text| !text.is_empty()), "{field} of {problem}");
+    }
+    problem
+}
+
+pub(crate) fn header<'a>(response: &'a Response, name: &str) -> &'a str {
+    response.headers().get(name).unwrap_or_else(|| panic!("{name} of {response:?}")).to_str().unwrap()
+}
+
+/// Waits until something is so.
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !is_so().await {
+        assert!(start.elapsed() < LONG, "{what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A function that logs a text and answers with nothing.
+pub(crate) fn logging(text: &'static str) -> Handler {
+    Handler::new(async move |_, request| {
+        request.logs.write(text.as_bytes());
+        Ok(InvokeResponse::new(StatusCode::OK, ""))
+    })
+}

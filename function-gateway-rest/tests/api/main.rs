@@ -1,0 +1,21 @@
+//! The API over a real socket.
+#![cfg(feature = "serve")]
+
+#[cfg(test)]
+mod access;
+#[cfg(test)]
+mod common;
+#[cfg(test)]
+mod executions;
+#[cfg(test)]
+mod functions;
+#[cfg(test)]
+mod guard;
+#[cfg(test)]
+mod invocations;
+#[cfg(test)]
+mod malformed;
+#[cfg(test)]
+mod schemathesis;
+#[cfg(test)]
+mod serving;

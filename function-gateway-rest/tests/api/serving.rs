@@ -1,0 +1,223 @@
+//! The API as a server: health, description, compression, CORS, protocols, time limits, shutdown.
+
+use std::time::Duration;
+
+use function_gateway_core::InvokeResponse;
+use function_gateway_rest::serve::ServeOptions;
+use function_gateway_rest::{Cors, RestOptions};
+use function_gateway_testkit::{Gate, Handler};
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::common::{Server, Setup, header, json_of, problem, until};
+
+#[tokio::test]
+async fn health_and_description_are_for_everybody() {
+    let server = Server::start().await;
+    let open = |path: &str| server.client.get(server.url(path));
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(json_of(open(path).send().await.unwrap(), StatusCode::OK).await, json!({"status": "ok"}));
+    }
+    let description = open("/openapi.json").send().await.unwrap();
+    let etag = header(&description, "etag").to_owned();
+    assert_eq!(json_of(description, StatusCode::OK).await["openapi"], "3.1.0");
+    let known = open("/openapi.json").header("if-none-match", etag).send().await.unwrap();
+    assert_eq!(known.status(), StatusCode::NOT_MODIFIED);
+    server.gateway.shutdown(Duration::ZERO).await.unwrap();
+    until("it is not ready any more", async || {
+        open("/readyz").send().await.unwrap().status() == StatusCode::SERVICE_UNAVAILABLE
+    })
+    .await;
+    let refused = open("/readyz").send().await.unwrap();
+    assert_eq!(header(&refused, "retry-after"), "1");
+    problem(refused, 503, "shutting_down").await;
+    assert_eq!(open("/healthz").send().await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn drivers_and_limits_are_told() {
+    let server = Server::start().await;
+    let drivers = json_of(server.get("/v1/drivers").send().await.unwrap(), StatusCode::OK).await;
+    assert_eq!((&drivers[0]["name"], &drivers[0]["protocols"][0]["protocol"]), (&json!("scripted"), &json!("exec")));
+    let can = drivers[0]["protocols"][0]["capabilities"].as_array().unwrap();
+    assert!(can.contains(&json!("streaming")) && !can.contains(&json!("scale_bounds")), "{can:?}");
+    let limits = json_of(server.get("/v1/limits").send().await.unwrap(), StatusCode::OK).await;
+    assert_eq!((&limits["max_document_bytes"], &limits["default_total_ms"]), (&json!(1_048_576), &json!(30_000)));
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_a_problem_too() {
+    let server = Server::start().await;
+    problem(server.get("/v2").send().await.unwrap(), 404, "not_found").await;
+    let response = server.request(Method::DELETE, "/v1/functions").send().await.unwrap();
+    let allowed = header(&response, "allow").to_owned();
+    assert!(allowed.contains("GET") && allowed.contains("POST"), "{allowed}");
+    problem(response, 405, "method_not_allowed").await;
+    let named = server.get("/v1/none").header("x-request-id", "mine-7").send().await.unwrap();
+    assert_eq!(header(&named, "x-request-id"), "mine-7");
+    let unfit = server.get("/v1/none").header("x-request-id", "a b").send().await.unwrap();
+    assert_eq!(header(&unfit, "x-request-id").len(), 36);
+}
+
+#[tokio::test]
+async fn documents_are_compressed_and_answers_of_functions_are_not() {
+    let server = Server::start().await;
+    server.create_with("echo", json!({"description": "x".repeat(1000), "labels": {"a": "y".repeat(200)}})).await;
+    let get = server.get("/v1/functions/echo").header("accept-encoding", "gzip").send().await.unwrap();
+    assert_eq!(header(&get, "content-encoding"), "gzip");
+    let small = server.get("/v1/me").header("accept-encoding", "gzip").send().await.unwrap();
+    assert!(!small.headers().contains_key("content-encoding"));
+    let call = server.request(Method::POST, "/v1/functions/echo/invocations");
+    let call = call.header("accept-encoding", "gzip").header("content-type", "application/json");
+    let answer = call.body("z".repeat(10_000)).send().await.unwrap();
+    assert!(!answer.headers().contains_key("content-encoding"));
+    assert_eq!(answer.content_length(), Some(10_000));
+}
+
+#[tokio::test]
+async fn pages_of_other_origins_are_let_in_where_the_host_says_so() {
+    let closed = Server::start().await;
+    let page = |server: &Server| server.get("/v1/me").header("origin", "https://app.example.com");
+    assert!(!page(&closed).send().await.unwrap().headers().contains_key("access-control-allow-origin"));
+
+    let cors = Cors::origins(["https://app.example.com"]).unwrap();
+    let server = Server::with_options(RestOptions::default().with_cors(cors)).await;
+    let answer = page(&server).send().await.unwrap();
+    assert_eq!(header(&answer, "access-control-allow-origin"), "https://app.example.com");
+    assert!(header(&answer, "access-control-expose-headers").contains("x-function-answered-by"));
+    let preflight = server.client.request(Method::OPTIONS, server.url("/v1/functions"));
+    let preflight =
+        preflight.header("origin", "https://app.example.com").header("access-control-request-method", "PUT");
+    let preflight = preflight.header("access-control-request-headers", "authorization").send().await.unwrap();
+    assert_eq!(preflight.status(), StatusCode::OK);
+    assert_eq!(header(&preflight, "access-control-allow-headers"), "authorization");
+    // A refusal can be read by the page too.
+    let refused =
+        server.client.get(server.url("/v1/me")).header("origin", "https://app.example.com").send().await.unwrap();
+    assert_eq!(header(&refused, "access-control-allow-origin"), "https://app.example.com");
+    let other = server.get("/v1/me").header("origin", "https://evil.example").send().await.unwrap();
+    assert!(!other.headers().contains_key("access-control-allow-origin"));
+    for bad in ["app.example.com", "https://app.example.com/", "ftp://x", "https://"] {
+        assert!(Cors::origins([bad]).is_err(), "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_with_prior_knowledge() {
+    let server = Server::start().await;
+    server.create("echo").await;
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let call = client.post(server.url("/v1/functions/echo/invocations")).bearer_auth(&server.admin).body("over two");
+    let answer = call.send().await.unwrap();
+    assert_eq!((answer.version(), answer.status()), (http::Version::HTTP_2, StatusCode::OK));
+    assert_eq!(answer.text().await.unwrap(), "over two");
+}
+
+#[tokio::test]
+async fn an_upload_that_stands_still_is_given_up() {
+    let options = RestOptions::default().with_upload_idle_timeout(Duration::from_millis(50));
+    let server = Server::with_options(options).await;
+    server.create("echo").await;
+    for path in ["/v1/functions", "/v1/functions/echo/invocations"] {
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{{",
+            server.admin
+        );
+        let answer = server.raw(request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+        assert!(answer.contains("request_timeout"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_leave_to_send_is_refused_before_sending() {
+    let server = Server::start().await;
+    server.create("echo").await;
+    let head = |key: &str| {
+        format!(
+            "POST /v1/functions/echo/invocations HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nconnection: close\r\n\
+             content-length: 5\r\nexpect: 100-continue\r\n\r\n"
+        )
+    };
+    let answer = server.raw(head("fgk_no").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+
+    let mut stream = server.connect().await;
+    stream.write_all(head(&server.admin).as_bytes()).await.unwrap();
+    let mut leave = [0; 25];
+    stream.read_exact(&mut leave).await.unwrap();
+    assert_eq!(&leave, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"hello").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"), "{answer}");
+}
+
+/// A function that waits at a gate.
+fn waiting(gate: &Gate) -> Handler {
+    let gate = gate.clone();
+    Handler::new(move |_, _| {
+        let gate = gate.clone();
+        async move {
+            gate.pass().await;
+            Ok(InvokeResponse::new(StatusCode::OK, "in time"))
+        }
+    })
+}
+
+#[tokio::test]
+async fn what_is_under_way_ends_before_the_server_does() {
+    let server = Server::start().await;
+    server.create("slow").await;
+    let gate = Gate::new();
+    server.engine.on_invoke(waiting(&gate));
+    let call = tokio::spawn(server.request(Method::POST, "/v1/functions/slow/invocations").send());
+    gate.reached_by(1).await;
+    server.stop();
+    until("no connection is taken any more", async || tokio::net::TcpStream::connect(server.address).await.is_err())
+        .await;
+    gate.open();
+    assert_eq!(call.await.unwrap().unwrap().text().await.unwrap(), "in time");
+    server.stopped().await;
+}
+
+#[tokio::test]
+async fn what_takes_longer_than_the_grace_is_given_up_and_recorded() {
+    let serve = ServeOptions::default().with_grace(Duration::from_millis(10));
+    let server = Server::with(Setup { serve, ..Setup::default() }).await;
+    server.create("slow").await;
+    let gate = Gate::new();
+    server.engine.on_invoke(waiting(&gate));
+    let call = tokio::spawn(server.request(Method::POST, "/v1/functions/slow/invocations").send());
+    gate.reached_by(1).await;
+    server.stop();
+    server.stopped().await;
+    server.gateway.shutdown(Duration::ZERO).await.unwrap();
+    let answer = call.await.unwrap().unwrap();
+    problem(answer, 499, "cancelled").await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_is_waited_for() {
+    let server = Server::start().await;
+    server.create("large").await;
+    const SIZE: usize = 8 * 1024 * 1024;
+    server.engine.on_invoke(Handler::status(StatusCode::OK, vec![b'x'; SIZE]));
+    let mut stream = server.connect().await;
+    let request = format!(
+        "GET /v1/functions/large/http/ HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nconnection: close\r\n\r\n",
+        server.admin
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut read = 0;
+    let mut piece = [0; 4096];
+    loop {
+        match stream.read(&mut piece).await.unwrap() {
+            0 => break,
+            more => read += more,
+        }
+        tokio::task::yield_now().await;
+    }
+    assert!(read > SIZE, "{read}");
+}

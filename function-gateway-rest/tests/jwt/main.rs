@@ -1,0 +1,8 @@
+//! Callers who show a JSON Web Token.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code fails by panicking")]
+
+mod jwt_files;
+mod jwt_tokens;
+mod jwt_urls;
+mod kit;
