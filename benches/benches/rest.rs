@@ -4,7 +4,7 @@
 //! Each server is a process of its own (this program, started again), with its own worker. The load comes from this process.
 //! `-- overload` measures what a function at its limit does under ten times the load that it can take, and `-- stream` how much
 //! memory 1 GiB up and down takes; both are left out without their names.
-#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a benchmark")]
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
@@ -35,6 +35,10 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
+
+/// That of `local-gateway`, for both servers.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ROUNDS: usize = 10;
 const ROUND: Duration = Duration::from_secs(1);
@@ -157,7 +161,7 @@ async fn gateway(worker: &Path, folder: &Path) -> (Gateway, String) {
     slow.limits.max_in_flight = Some(64);
     gateway.create(&cx, &parse("slow"), slow).await.unwrap();
     let mut streaming = spec(worker);
-    streaming.streaming = true;
+    (streaming.streaming, streaming.limits.max_request_bytes) = (true, Some(1 << 31));
     gateway.create(&cx, &parse("streaming"), streaming).await.unwrap();
     let minted = MintedKey::mint().unwrap();
     let mut key = NewApiKey::new(minted.id, minted.hash);

@@ -194,7 +194,8 @@ pub(crate) fn check_spec(
     found
 }
 
-fn check_shape(spec: &FunctionSpec, found: &mut Vec<Violation>) {
+/// Everything that is wrong with a specification by itself, whoever is to run it.
+pub(crate) fn check_shape(spec: &FunctionSpec, found: &mut Vec<Violation>) {
     check_unknown(spec, found);
     let mut add = |pointer: String, reason: String| found.push(Violation::new(pointer, reason));
     if spec.description.len() > MAX_DESCRIPTION {

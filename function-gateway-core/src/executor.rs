@@ -426,7 +426,7 @@ impl Host {
     }
 
     /// Has a generation deployed in this process and waits until it is ready. One of many callers does it.
-    async fn ensure_deployed(&self, cx: &CallContext, serving: &Serving) -> Result<()> {
+    pub(crate) async fn ensure_deployed(&self, cx: &CallContext, serving: &Serving) -> Result<()> {
         let _one = serving.redeploying.lock().await;
         let limit = serving.revision.spec.timeouts.ready.unwrap_or(self.config.default_ready_timeout);
         let result = tokio::time::timeout(limit, self.deploy_here(cx, serving))

@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::capability::check_spec;
+use crate::capability::{check_shape, check_spec};
 use crate::middleware::Pipeline;
 use crate::route::Routes;
 use crate::running::RunningCalls;
@@ -155,7 +155,9 @@ impl Host {
     pub(crate) async fn violations(&self, cx: &CallContext, spec: &FunctionSpec) -> Result<Vec<Violation>> {
         let Some(driver) = self.drivers.get(&spec.driver) else {
             let reason = format!("no driver is registered as {:?}; there are: {}", spec.driver, self.drivers.names());
-            return Ok(vec![Violation::new("/driver", reason)]);
+            let mut found = vec![Violation::new("/driver", reason)];
+            check_shape(spec, &mut found);
+            return Ok(found);
         };
         let (info, capabilities) = (driver.info(), driver.capabilities(&spec.protocol));
         let mut found = check_spec(spec, info, &capabilities, &self.middleware.claims(spec));

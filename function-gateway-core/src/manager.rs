@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 
+use crate::body::by_deadline;
 use crate::host::Host;
 use crate::reconcile::{Reconciled, retire_superseded};
 use crate::route::not_found;
@@ -12,7 +13,7 @@ use crate::time::monotonic_now;
 use crate::{
     Action, BoxStream, CallContext, Deadline, Error, ErrorKind, Function, FunctionFilter, FunctionId, FunctionKey,
     FunctionName, FunctionSpec, Gateway, Generation, LogLine, LogQuery, Page, PageRequest, Phase, Qualifier, Result,
-    Revision, RevisionReason, RevisionState, RevisionStatus, ScaleRequest, Timestamp, Version, Violation,
+    Revision, RevisionReason, RevisionState, RevisionStatus, ScaleRequest, Scope, Timestamp, Version, Violation,
 };
 
 /// On which condition a function is changed.
@@ -508,6 +509,10 @@ impl FunctionManager for Gateway {
     ) -> Result<BoxStream<'static, Result<LogLine>>> {
         let function = self.find(cx, name, Action::Read).await?;
         let serving = self.host.serving(&function, &Qualifier::Serving).await?;
+        if serving.capabilities.logs && serving.capabilities.scope == Scope::PerProcess {
+            // As a call would have it: after a restart it is not deployed here yet.
+            by_deadline(cx.deadline(), self.host.ensure_deployed(cx, &serving)).await?;
+        }
         let secrets = self.host.deployed_secrets(cx, &serving.revision, &serving.capabilities).await?;
         // The driver's stream borrows from the driver, so a task owns both and hands the lines on.
         let (opened, open) = tokio::sync::oneshot::channel();

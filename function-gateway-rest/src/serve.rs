@@ -82,7 +82,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const H2_PING_EVERY: Duration = Duration::from_secs(20);
 
 /// Serves until `shutdown` is ready; then takes no more connections, lets requests under way end for at most `options.grace`, and
-/// returns. Shut the gateway down after that.
+/// returns. Begin [`Gateway::shutdown`](function_gateway_core::Gateway::shutdown) at the same time, since that ends what would
+/// go on for ever, such as a log that is followed.
 ///
 /// A client that closes its side of an HTTP/1 connection while it waits is taken to have gone: its call is cancelled.
 ///

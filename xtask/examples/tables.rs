@@ -6,9 +6,11 @@ use std::io::Write as _;
 use function_gateway_core::{DriverCapabilities, ErrorKind, FaasDriver, Protocol, Result, Scope};
 use function_gateway_local_process::{LocalProcess, LocalProcessConfig};
 
-/// Every driver of the workspace. A new one is one line.
+/// Every driver of the workspace, as it is before it has asked its engine. A new one is one line.
 fn drivers() -> Result<Vec<Box<dyn FaasDriver>>> {
-    Ok(vec![Box::new(LocalProcess::new(LocalProcessConfig::new())?)])
+    Ok(vec![
+        Box::new(LocalProcess::new(LocalProcessConfig::new())?),
+    ])
 }
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
@@ -42,11 +44,11 @@ fn errors() -> String {
 fn routes() -> std::result::Result<String, serde_json::Error> {
     let description: serde_json::Value = serde_json::from_str(function_gateway_rest::openapi_json())?;
     let mut table = row(["Route", "What it does"]) + &row(["---"; 2]);
-    for (path, item) in description["paths"].as_object().into_iter().flatten() {
+    for (path, item) in description.get("paths").and_then(|paths| paths.as_object()).into_iter().flatten() {
         let operations = item.as_object().into_iter().flatten();
         let mut summaries: Vec<(String, &str)> = Vec::new();
         for (method, operation) in operations {
-            let summary = operation["summary"].as_str().unwrap_or_default();
+            let summary = operation.get("summary").and_then(|summary| summary.as_str()).unwrap_or_default();
             match summaries.last_mut() {
                 // One that does the same with every method is one line.
                 Some((methods, last)) if *last == summary => *methods = "ANY".to_owned(),

@@ -1,19 +1,24 @@
 //! Documents that say what to type: it is typed here, so that it works.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use crate::files::{self, File};
 use crate::markdown::{self, Fence};
-use crate::workspace::{Workspace, report, run};
-use crate::{Result, is_command};
+use crate::workspace::{Workspace, describe, report, run};
+use crate::{Result, is_command, runtimes};
 
 pub(crate) const SUMMARY: &str =
     "Run the commands in each README.md and check that the Rust code in documents is compiled";
 pub(crate) const HELP: &str = "\
 Runs each code block of a README.md that is marked `sh`, with `sh -eu` in the folder of that file. A block marked
 `sh no-run` is left out. Of a line `cargo xtask <command>` only the command's existence is checked.
+
+A block marked `sh server` is one line `cargo run -p <package>`. The program runs while the rest of the file is done, in an empty folder
+and on a free port, which takes the place of 127.0.0.1:8080 in the other blocks. In the end it is interrupted, as by Ctrl-C, and has to end
+well. It is not built with `--release`: what the tests have built is used again.
 
 Each code block marked `rust` in README.md and in docs/ has to be compiled as a doc test: some source file includes the
 document by `#[doc = include_str!(..)]`, and the block is not marked `ignore`.";
@@ -25,15 +30,90 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     report(&uncompiled(&files))?;
     for readme in files.iter().filter(|file| Path::new(&file.path).ends_with(README)) {
         let folder = workspace.root.join(&readme.path).with_file_name("");
+        let mut server: Option<Server> = None;
         for fence in markdown::fences(&readme.text).iter().filter(|fence| is_runnable(fence)) {
             let at = |problem: String| format!("{}:{}: {problem}", readme.path, fence.line);
-            let script = script_of(fence).map_err(at)?;
+            if fence.tags().any(|tag| tag == "server") {
+                server = Some(Server::start(workspace, fence).map_err(at)?);
+                continue;
+            }
+            let mut script = script_of(fence).map_err(at)?;
+            if let Some(server) = &server {
+                script = script.replace(DEFAULT_ADDRESS, &server.address);
+            }
             if !script.trim().is_empty() {
+                let script = format!("{STRICT_CURL}\n{script}");
                 run(Command::new("sh").args(["-eu", "-c", &script]).current_dir(&folder)).map_err(at)?;
             }
         }
+        if let Some(server) = server {
+            server.stop().map_err(|problem| format!("{}: {problem}", readme.path))?;
+        }
     }
     Ok(())
+}
+
+/// What documents say that a gateway listens on.
+const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
+/// So that an answer that is an error fails the run.
+const STRICT_CURL: &str = r#"curl() { command curl --fail-with-body --silent --show-error --max-time 60 "$@"; echo; }"#;
+
+/// A program that serves while the rest of a document is done.
+struct Server {
+    process: Child,
+    address: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(workspace: &Workspace, fence: &Fence) -> Result<Self> {
+        let words: Vec<_> = fence.body.split_whitespace().filter(|word| *word != "--release").collect();
+        let ["cargo", "run", "-p", package] = words[..] else {
+            return Err("a block `sh server` is one line `cargo run -p <package>`".to_owned());
+        };
+        let program = runtimes::built(workspace, package)?;
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let mut command = Command::new(program);
+        command.env("FUNCTION_GATEWAY_LISTEN", "127.0.0.1:0").current_dir(folder.path()).stdout(Stdio::piped());
+        println!("{}", describe(&command));
+        let mut process = command.spawn().map_err(|error| format!("{package} can't be started: {error}"))?;
+        // Its text ends with how to stop it; by then it serves.
+        let mut address = None;
+        let mut lines = process.stdout.take().map(BufReader::new).into_iter().flat_map(BufReader::lines);
+        for line in &mut lines {
+            let line = line.map_err(|error| error.to_string())?;
+            println!("{line}");
+            if let Some(found) = line.split("http://").nth(1).filter(|_| address.is_none()) {
+                address = Some(found.trim().to_owned());
+            }
+            if line.contains("Ctrl-C") {
+                break;
+            }
+        }
+        // A program whose output nobody reads any more would end.
+        std::thread::spawn(move || lines.map_while(|line| line.ok()).for_each(|line| println!("{line}")));
+        match address {
+            Some(address) => Ok(Self { process, address, _folder: folder }),
+            None => {
+                // It has ended, or says nothing of use: what matters is that it does not stay.
+                let _ = process.kill();
+                Err(format!("{package} told no address before it ended"))
+            }
+        }
+    }
+
+    fn stop(mut self) -> Result<()> {
+        run(Command::new("kill").args(["-INT", &self.process.id().to_string()]))?;
+        let status = self.process.wait().map_err(|error| error.to_string())?;
+        if status.success() { Ok(()) } else { Err(format!("the server ended with {status}")) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // After `stop` there is nothing left to kill.
+        let _ = self.process.kill();
+    }
 }
 
 fn is_runnable(fence: &Fence) -> bool {

@@ -156,13 +156,18 @@ fn install_node(place: &Path) -> Result<()> {
 }
 
 fn build(workspace: &Workspace, package: &str, place: &Path) -> Result<()> {
-    let args = ["build", "--quiet", "--message-format", "json-render-diagnostics", "-p", package];
-    let messages = output(&mut workspace.cargo(args))?;
-    let built = executable(&messages, package).ok_or_else(|| format!("cargo built no program {package:?}"))?;
+    let built = built(workspace, package)?;
     let program = place.join(package);
     // A program that runs can be removed, but not written to.
     remove(&program)?;
     fs::copy(&built, &program).map(drop).map_err(at(&built))
+}
+
+/// Builds a program of the workspace, and says where it is.
+pub(crate) fn built(workspace: &Workspace, package: &str) -> Result<PathBuf> {
+    let args = ["build", "--quiet", "--message-format", "json-render-diagnostics", "-p", package];
+    let messages = output(&mut workspace.cargo(args))?;
+    executable(&messages, package).ok_or_else(|| format!("cargo built no program {package:?}"))
 }
 
 /// The program of a name, in what `cargo build` says of what it built, a JSON text in each line.

@@ -58,6 +58,7 @@ const TOOLS: &[Tool] = &[
     },
     Tool { name: "node", is_there: || ends_well("node", &["--version"]), package: "nodejs" },
     Tool { name: "npm", is_there: || ends_well("npm", &["--version"]), package: "npm" },
+    Tool { name: "curl", is_there: || ends_well("curl", &["--version"]), package: "curl" },
     Tool { name: "valgrind", is_there: || ends_well("valgrind", &["--version"]), package: "valgrind" },
     Tool { name: "PostgreSQL", is_there: servers::has_postgres, package: "postgresql" },
     Tool { name: "MariaDB", is_there: servers::has_mariadb, package: "mariadb-server" },
@@ -234,7 +235,12 @@ fn api_docs(workspace: &Workspace) -> Result<()> {
 
 fn examples(workspace: &Workspace) -> Result<()> {
     for package in workspace.members().filter(|package| is_example(&workspace.folder(package))) {
-        run(&mut workspace.cargo(["run", "--quiet", "-p", &package.name]))?;
+        let mut command = workspace.cargo(["run", "--quiet", "-p", &package.name]);
+        // It serves until it is stopped, which its own tests and `readme` see to.
+        if package.name == "local-gateway" {
+            command.args(["--", "--print-config"]);
+        }
+        run(&mut command)?;
     }
     Ok(())
 }

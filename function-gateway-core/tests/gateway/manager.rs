@@ -12,10 +12,12 @@ use crate::common::{
 use function_gateway_core::{
     AccessManager as _, Action, AuditFilter, Authorizer, CallContext, Clock, ConditionKind, Deadline, Decision, Error,
     ErrorKind, FunctionExecutor as _, FunctionFilter, FunctionManager as _, FunctionManagerExt as _, FunctionSpec,
-    Gateway, Generation, InvokeRequest, PageRequest, Phase, Precondition, ProvidedSecret, Resource, Result, Retry,
-    RevisionReason, RevisionState, Secret, SecretBinding, SecretProvider, SecretRef, SystemClock, TenantId, Violation,
+    Gateway, Generation, InvokeRequest, LogQuery, PageRequest, Phase, Precondition, ProvidedSecret, Resource, Result,
+    Retry, RevisionReason, RevisionState, Scope, Secret, SecretBinding, SecretProvider, SecretRef, SystemClock,
+    TenantId, Violation,
 };
-use function_gateway_testkit::{Engine, Fault, Gate, Handler, ManualClock, Op, Readiness};
+use function_gateway_testkit::{Engine, Fault, Gate, Handler, ManualClock, Op, Readiness, ScriptedDriver};
+use futures_util::StreamExt as _;
 
 fn generation(number: u64) -> Generation {
     Generation::new(number).unwrap()
@@ -507,4 +509,31 @@ async fn the_authorizer_guards_manager_executor_and_records_and_refused_changes_
     let done: Vec<_> = events.items.iter().map(|event| (event.action, event.allowed)).collect();
     let refused = [(Action::Delete, false), (Action::Update, false), (Action::Create, false)];
     assert_eq!(done, [&refused[..], &[(Action::Create, true)]].concat());
+}
+
+#[tokio::test]
+async fn a_log_is_there_before_the_first_call_after_a_restart() {
+    let (engine, store) = (Engine::new(), store());
+    let host = || {
+        let driver = ScriptedDriver::on(&engine).with_capabilities(|caps| caps.scope = Scope::PerProcess);
+        let builder = Gateway::builder().store(Arc::clone(&store));
+        builder.driver("scripted".parse().unwrap(), Arc::new(driver)).without_reconciler().build()
+    };
+    host().await.unwrap().create(&cx(), &name("f"), spec()).await.unwrap();
+    engine.lose_all();
+    let restarted = host().await.unwrap();
+    let log = restarted.logs(&cx(), &name("f"), LogQuery::default()).await.unwrap();
+    assert_eq!(log.count().await, 0);
+    assert_eq!(engine.targets().len(), 1);
+}
+
+#[tokio::test]
+async fn a_driver_that_is_not_there_hides_nothing_else_that_is_wrong() {
+    let Setup { gateway, .. } = gateway().await;
+    let spec =
+        serde_json::json!({"driver": "none", "run": {"custom": {"kind": "x"}}, "colour": 1, "readiness_path": "x"});
+    let found = gateway.validate(&cx(), &serde_json::from_value(spec).unwrap()).await.unwrap();
+    let mut pointers: Vec<_> = found.iter().map(|violation| violation.pointer.as_str()).collect();
+    pointers.sort_unstable();
+    assert_eq!(pointers, ["/colour", "/driver", "/readiness_path"]);
 }

@@ -1,0 +1,6 @@
+//! The commands that are clients of a gateway, or of its database.
+
+pub(crate) mod executions;
+pub(crate) mod function;
+pub(crate) mod invoke;
+pub(crate) mod keys;

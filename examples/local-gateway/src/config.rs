@@ -1,0 +1,279 @@
+//! The configuration as the program uses it. What each setting means, and its default, stands in
+//! [`settings`](crate::settings).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use function_gateway::{DriverName, KeepPayloads, RecordMode, TenantId};
+use reqwest::Url;
+use serde::{Deserialize, Serialize};
+
+use crate::exit::{Exit, Failure, Result};
+use crate::settings::{self, Flags, ServeFlags, Sources};
+
+/// Everything that is set.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) data: PathBuf,
+    pub(crate) listen: SocketAddr,
+    pub(crate) tenant: TenantId,
+    pub(crate) store: Store,
+    pub(crate) authentication: Authentication,
+    pub(crate) limits: Limits,
+    pub(crate) records: Records,
+    #[serde(default)]
+    pub(crate) retention: Retention,
+    pub(crate) log: Log,
+    pub(crate) samples: Samples,
+    #[serde(default)]
+    pub(crate) secrets: Secrets,
+    #[serde(default)]
+    pub(crate) drivers: BTreeMap<DriverName, Driver>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Store {
+    /// Always there once the configuration is read.
+    #[serde(default)]
+    pub(crate) url: String,
+    pub(crate) max_connections: u32,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Authentication {
+    pub(crate) modes: Vec<Mode>,
+    pub(crate) jwt: Jwt,
+}
+
+/// A way to find out who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Mode {
+    /// Not at all: whoever is on this machine may do everything.
+    None,
+    ApiKeys,
+    Jwt,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Jwt {
+    pub(crate) issuer: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) audiences: Vec<String>,
+    pub(crate) keys_url: Option<String>,
+    pub(crate) keys_file: Option<PathBuf>,
+    pub(crate) tenant_claim: String,
+    pub(crate) tenant: Option<TenantId>,
+    pub(crate) scope_claim: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Limits {
+    pub(crate) max_connections: usize,
+    pub(crate) max_document_bytes: u64,
+    pub(crate) max_request_bytes: u64,
+    pub(crate) max_response_bytes: u64,
+    pub(crate) max_kept_bytes: u32,
+    pub(crate) max_queued: u32,
+    pub(crate) total_timeout_ms: u64,
+    pub(crate) idle_timeout_ms: u64,
+    pub(crate) ready_timeout_ms: u64,
+    pub(crate) shutdown_grace_ms: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Records {
+    pub(crate) mode: RecordMode,
+    pub(crate) payloads: KeepPayloads,
+    pub(crate) max_payload_bytes: u32,
+    pub(crate) max_log_bytes: u32,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Retention {
+    pub(crate) max_age_days: Option<u32>,
+    pub(crate) max_per_function: Option<u64>,
+    pub(crate) max_statistics_age_days: Option<u32>,
+    pub(crate) max_audit_age_days: Option<u32>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Log {
+    pub(crate) format: LogFormat,
+    pub(crate) level: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Samples {
+    pub(crate) register: bool,
+    pub(crate) folder: PathBuf,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Secrets {
+    pub(crate) directory: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) environment: BTreeMap<TenantId, String>,
+    /// The values stand under `TENANT/NAME`.
+    #[serde(default)]
+    pub(crate) memory: BTreeMap<String, String>,
+}
+
+/// A driver: which kind, and the settings that this kind has.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Driver {
+    #[serde(default)]
+    pub(crate) kind: DriverKind,
+    #[serde(flatten)]
+    pub(crate) settings: toml::Table,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DriverKind {
+    #[default]
+    LocalProcess,
+}
+
+/// The name of the driver that there is where none is configured.
+const DEFAULT_DRIVER: &str = "local";
+
+impl Config {
+    /// Reads the configuration of a command that has the flags of all.
+    pub(crate) fn read(flags: &Flags) -> Result<Self> {
+        let (config, sources): (Self, _) = flags.read()?;
+        config.checked(&sources)
+    }
+
+    /// Reads the configuration of `serve`. Says too from which file it is.
+    pub(crate) fn read_to_serve(flags: &ServeFlags) -> Result<(Self, Option<PathBuf>)> {
+        let (config, sources): (Self, _) = flags.read()?;
+        Ok((config.checked(&sources)?, sources.file))
+    }
+
+    /// Fills in what goes by other settings, and checks what goes together.
+    fn checked(mut self, sources: &Sources) -> Result<Self> {
+        if self.store.url.is_empty() {
+            self.store.url = self.url_in_data();
+        }
+        if self.drivers.is_empty() {
+            let name = DEFAULT_DRIVER.parse().map_err(|error| Failure::usage(format!("{error}")))?;
+            self.drivers.insert(name, Driver::default());
+        }
+        match self.authentication.modes.as_slice() {
+            [] => Err(sources.wrong("authentication.modes", "one is needed; none says that everybody may call")),
+            [Mode::None] if !self.listen.ip().is_loopback() => {
+                let reason = format!(
+                    "{} can be reached from other machines. Without authentication the gateway listens on this machine \
+                     alone, such as on 127.0.0.1:{}; with --authentication api-keys it listens anywhere",
+                    self.listen,
+                    self.listen.port()
+                );
+                Err(sources.wrong("listen", &reason))
+            }
+            [Mode::None] => Ok(self),
+            modes if modes.contains(&Mode::None) => {
+                Err(sources.wrong("authentication.modes", "none goes with no other"))
+            }
+            _ => Ok(self),
+        }
+    }
+
+    fn url_in_data(&self) -> String {
+        format!("sqlite:{}", self.data.join("gateway.db").display())
+    }
+
+    /// Whether the database is the file in the data folder.
+    pub(crate) fn is_in_data(&self) -> bool {
+        self.store.url == self.url_in_data()
+    }
+
+    pub(crate) fn has_authentication(&self) -> bool {
+        !self.authentication.modes.contains(&Mode::None)
+    }
+
+    /// The configuration as a file, without what is secret in it.
+    pub(crate) fn to_toml(&self) -> Result<String> {
+        let mut shown = self.clone();
+        shown.store.url = masked(&shown.store.url);
+        shown.authentication.jwt.keys_url = shown.authentication.jwt.keys_url.as_deref().map(masked);
+        shown.secrets.memory.values_mut().for_each(|value| MASK.clone_into(value));
+        let failed = |error: toml::ser::Error| Failure::new(Exit::GatewayFailed, error.to_string());
+        Ok(settings::describe(&toml::Table::try_from(&shown).map_err(failed)?))
+    }
+}
+
+const MASK: &str = "***";
+
+/// A URL without the password that may be in it.
+pub(crate) fn masked(url: &str) -> String {
+    // Where it is not clear what is the password, all after the scheme may be.
+    let all = || url.split_once(':').map_or_else(|| MASK.to_owned(), |(scheme, _)| format!("{scheme}:{MASK}"));
+    let Ok(mut parsed) = Url::parse(url) else { return all() };
+    if parsed.has_host() && parsed.path().contains('@') {
+        return all();
+    }
+    let mask_query = parsed.query().is_some_and(|query| query.contains("password"));
+    if mask_query {
+        parsed.set_query(Some(MASK));
+    }
+    if parsed.password().is_some() && parsed.set_password(Some(MASK)).is_ok() || mask_query {
+        return parsed.to_string();
+    }
+    url.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use function_gateway::drivers::local_process::LocalProcessConfig;
+
+    use super::*;
+
+    #[test]
+    fn every_setting_is_one_of_the_configuration() {
+        let config: Config = settings::all();
+        let driver = config.drivers.values().next().unwrap().clone();
+        // Whose settings are the driver's own. It tells which there are where it is given another.
+        let mut known: Vec<String> = driver.settings.keys().cloned().collect();
+        let other = toml::Table::from_iter([("other".to_owned(), toml::Value::from(1))]);
+        let error = LocalProcessConfig::deserialize(other).unwrap_err().message().to_owned();
+        let mut own: Vec<String> = error.split('`').skip(3).step_by(2).map(str::to_owned).collect();
+        known.sort();
+        own.sort();
+        assert_eq!(known, own, "{error}");
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        for (url, shown) in [
+            ("sqlite:data/gateway.db", "sqlite:data/gateway.db"),
+            ("sqlite::memory:", "sqlite::memory:"),
+            ("postgres://ada@db/functions", "postgres://ada@db/functions"),
+            ("postgres://ada:hunter2@db/functions?sslmode=require", "postgres://ada:***@db/functions?sslmode=require"),
+            ("mysql://db/functions?password=hunter2", "mysql://db/functions?***"),
+            ("postgres://ada:hunter2@[db/x", "postgres:***"),
+            ("postgres://ada:12/hunter2@db/x", "postgres:***"),
+            ("hunter2", "***"),
+        ] {
+            assert_eq!(masked(url), shown, "{url}");
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! The gateway: a store, drivers, middleware and a REST API put together, until somebody stops it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::{env, fs, process};
+
+use function_gateway::drivers::local_process::{LocalProcess, LocalProcessConfig};
+use function_gateway::middleware::secrets::{Secrets, SecretsOptions};
+use function_gateway::middleware::validation::Validation;
+use function_gateway::rest::auth::jwt::{JwtAuthenticator, JwtKeys, JwtOptions};
+use function_gateway::rest::serve::{ServeOptions, serve};
+use function_gateway::rest::{ApiKeyAuthenticator, RestApi, RestOptions};
+use function_gateway::store::sql::SqlStore;
+use function_gateway::{
+    DirectorySecrets, DriverName, EnvironmentSecrets, FaasDriver, Gateway, GatewayConfig, MemorySecrets, Principal,
+    Retention, ScopeAuthorizer, Secret, SecretChain, SecretProvider, TenantId,
+};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use serde::Deserialize as _;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Authentication, Config, Driver, DriverKind, Mode};
+use crate::exit::{Exit, Failure, Result};
+use crate::output::Progress;
+use crate::samples::{self, Registered};
+use crate::this_machine::ThisMachine;
+use crate::welcome::Welcome;
+use crate::{log, store};
+
+/// Runs the gateway until it is stopped.
+pub(crate) async fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
+    let welcomed = log::start(&config.log)?;
+    let metrics = record_metrics()?;
+    let stop = stop_by_signal()?;
+    let tokens = tokens(config).await?;
+    let in_use = |error| Failure::new(Exit::GatewayFailed, format!("can't listen on {}: {error}", config.listen));
+    let listener = TcpListener::bind(config.listen).await.map_err(in_use)?;
+    let address = listener.local_addr().map_err(in_use)?;
+
+    let store = store::open(config).await?;
+    let gateway = gateway(config, store.clone()).await?;
+    let api = api(config, gateway.clone(), tokens, metrics)?;
+    let samples = register_samples(config, &gateway).await?;
+    Welcome { config, file: file.as_deref(), address, samples: &samples }.show()?;
+    welcomed.store(true, Ordering::Relaxed);
+
+    let grace = Duration::from_millis(config.limits.shutdown_grace_ms);
+    let options = ServeOptions::default().with_max_connections(config.limits.max_connections).with_grace(grace);
+    let serving = async {
+        let served = serve(listener, api.router(), options, stop.cancelled()).await;
+        stop.cancel();
+        served
+    };
+    // At the same time, so that who follows a log does not keep the gateway from ending.
+    let draining = async {
+        stop.cancelled().await;
+        gateway.shutdown(grace).await
+    };
+    let (served, drained) = tokio::join!(serving, draining);
+    store.close().await;
+    served.and(drained)?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn gateway(config: &Config, store: SqlStore) -> Result<Gateway> {
+    let mut gateway = Gateway::builder()
+        .config(gateway_config(config))
+        .store(Arc::new(store))
+        .middleware_for_all(Arc::new(Validation::default()))
+        .authorizer(Arc::new(ScopeAuthorizer));
+    for (name, settings) in &config.drivers {
+        gateway = gateway.driver(name.clone(), driver(name, settings)?);
+    }
+    let secrets = secrets(config)?;
+    if !secrets.is_empty() {
+        // For functions that get them when they are deployed, and for those that get them with each call.
+        gateway = gateway
+            .secrets(Arc::new(secrets.clone()))
+            .middleware_for_all(Arc::new(Secrets::new(secrets, SecretsOptions::default())));
+    }
+    Ok(gateway.build().await?)
+}
+
+fn gateway_config(config: &Config) -> GatewayConfig {
+    let (limits, records, kept) = (&config.limits, &config.records, &config.retention);
+    let days = |days: u32| Duration::from_secs(86_400) * days;
+    let mut gateway = GatewayConfig::default();
+    gateway.max_request_bytes = limits.max_request_bytes;
+    gateway.max_response_bytes = limits.max_response_bytes;
+    gateway.max_kept_bytes = limits.max_kept_bytes;
+    gateway.max_queued = limits.max_queued;
+    gateway.default_total_timeout = Duration::from_millis(limits.total_timeout_ms);
+    gateway.default_idle_timeout = Duration::from_millis(limits.idle_timeout_ms);
+    gateway.default_ready_timeout = Duration::from_millis(limits.ready_timeout_ms);
+    gateway.record.mode = records.mode;
+    gateway.record.payloads = records.payloads;
+    gateway.record.max_payload_bytes = records.max_payload_bytes;
+    gateway.record.max_log_bytes = records.max_log_bytes;
+    gateway.retention = Retention::keep_all();
+    gateway.retention.max_age = kept.max_age_days.map(days);
+    gateway.retention.max_per_function = kept.max_per_function;
+    gateway.retention.max_statistics_age = kept.max_statistics_age_days.map(days);
+    gateway.retention.max_audit_age = kept.max_audit_age_days.map(days);
+    gateway
+}
+
+fn driver(name: &DriverName, driver: &Driver) -> Result<Arc<dyn FaasDriver>> {
+    let Driver { kind: DriverKind::LocalProcess, settings } = driver;
+    let config = LocalProcessConfig::deserialize(settings.clone())
+        .map_err(|error| Failure::usage(format!("`drivers.{name}`: {}", error.message())))?;
+    Ok(Arc::new(LocalProcess::new(config)?))
+}
+
+fn secrets(config: &Config) -> Result<SecretChain> {
+    let configured = &config.secrets;
+    let mut chain: Vec<Arc<dyn SecretProvider>> = Vec::new();
+    if let Some(directory) = &configured.directory {
+        let unreadable = |error| Failure::usage(format!("`secrets.directory`: {}: {error}", directory.display()));
+        let mut folders = Vec::new();
+        for entry in fs::read_dir(directory).map_err(unreadable)? {
+            let folder = entry.map_err(unreadable)?.path();
+            let tenant = folder.file_name().and_then(|name| name.to_str()?.parse::<TenantId>().ok());
+            // Kubernetes puts more beside what it mounts.
+            if let Some(tenant) = tenant.filter(|_| folder.is_dir()) {
+                folders.push((tenant, folder));
+            }
+        }
+        chain.push(Arc::new(DirectorySecrets::new(folders)));
+    }
+    if !configured.environment.is_empty() {
+        chain.push(Arc::new(EnvironmentSecrets::new(env::vars_os(), configured.environment.clone())?));
+    }
+    if !configured.memory.is_empty() {
+        let memory = MemorySecrets::new();
+        for (name, value) in &configured.memory {
+            let parts =
+                name.split_once('/').and_then(|(tenant, name)| Some((tenant.parse().ok()?, name.parse().ok()?)));
+            let (tenant, secret) = parts
+                .ok_or_else(|| Failure::usage(format!("`secrets.memory`: {name:?} is not like \"TENANT/NAME\"")))?;
+            memory.set(tenant, secret, Secret::new(value.clone()));
+        }
+        chain.push(Arc::new(memory));
+    }
+    Ok(SecretChain::new(chain))
+}
+
+fn api(
+    config: &Config,
+    gateway: Gateway,
+    tokens: Option<JwtAuthenticator>,
+    metrics: PrometheusHandle,
+) -> Result<RestApi> {
+    let options = RestOptions::default().with_max_document_bytes(config.limits.max_document_bytes);
+    let mut api = RestApi::builder(gateway.clone()).options(options).metrics(move || metrics.render());
+    let modes = &config.authentication.modes;
+    if modes.contains(&Mode::None) {
+        api = api.authenticator(ThisMachine::new(anonymous(&config.tenant)?));
+    }
+    if modes.contains(&Mode::ApiKeys) {
+        api = api.authenticator(ApiKeyAuthenticator::new(gateway));
+    }
+    if let Some(tokens) = tokens {
+        api = api.authenticator(tokens);
+    }
+    Ok(api.build()?)
+}
+
+/// Knows callers by their tokens, where that is configured.
+async fn tokens(config: &Config) -> Result<Option<JwtAuthenticator>> {
+    let Authentication { modes, jwt } = &config.authentication;
+    if !modes.contains(&Mode::Jwt) {
+        return Ok(None);
+    }
+    let missing =
+        |what| Failure::usage(format!("`authentication.jwt.{what}` is needed to know callers by their tokens"));
+    let issuer = jwt.issuer.as_deref().ok_or_else(|| missing("issuer"))?;
+    let (audience, more) = jwt.audiences.split_first().ok_or_else(|| missing("audiences"))?;
+    let keys = match (&jwt.keys_url, &jwt.keys_file) {
+        (Some(url), None) => JwtKeys::from_url(url)?,
+        (None, Some(file)) => JwtKeys::from_file(file).await?,
+        (None, None) => return Err(missing("keys_url")),
+        (Some(_), Some(_)) => return Err(Failure::usage("`authentication.jwt`: either keys_url or keys_file is set")),
+    };
+    let options = JwtOptions::new(issuer, audience, keys).with_scope_claim(&jwt.scope_claim);
+    let options = match &jwt.tenant {
+        Some(tenant) => options.with_tenant(tenant.clone()),
+        None => options.with_tenant_claim(&jwt.tenant_claim),
+    };
+    let options = more.iter().fold(options, |options, audience| options.with_audience(audience));
+    Ok(Some(JwtAuthenticator::new(options)))
+}
+
+/// Who calls where nobody has to say so: may do everything.
+fn anonymous(tenant: &TenantId) -> Result<Principal> {
+    let name = "anonymous".parse().map_err(function_gateway::Error::from)?;
+    Ok(Principal::new(tenant.clone(), name).with_scope("admin").with_scope("metrics"))
+}
+
+async fn register_samples(config: &Config, gateway: &Gateway) -> Result<Registered> {
+    let runs_processes = |driver: &Driver| driver.kind == DriverKind::LocalProcess;
+    let driver = config.drivers.iter().find(|(_, driver)| runs_processes(driver));
+    let Some((driver, _)) = driver.filter(|_| config.samples.register) else { return Ok(Registered::default()) };
+    let _progress = Progress::start("The sample functions are getting ready");
+    samples::register(gateway, &config.tenant, driver, &config.samples.folder).await
+}
+
+/// Has what the gateway measures kept for `/metrics`.
+fn record_metrics() -> Result<PrometheusHandle> {
+    /// In seconds: everything of which there is a histogram is a time.
+    const BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+    const UPKEEP: Duration = Duration::from_secs(5);
+    let failed = |error: String| Failure::new(Exit::GatewayFailed, format!("metrics can't be recorded: {error}"));
+    let builder = PrometheusBuilder::new().set_buckets(&BUCKETS).map_err(|error| failed(error.to_string()))?;
+    let recorder = builder.build_recorder();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder).map_err(|error| failed(error.to_string()))?;
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        let mut interval = tokio::time::interval(UPKEEP);
+        loop {
+            interval.tick().await;
+            upkeep.run_upkeep();
+        }
+    });
+    Ok(handle)
+}
+
+/// Is cancelled by the first Ctrl-C or SIGTERM. A second one ends the process at once.
+fn stop_by_signal() -> Result<CancellationToken> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if stopped.is_cancelled() {
+                process::exit(Exit::Interrupted as i32);
+            }
+            tracing::info!("stopping once all calls have ended; Ctrl-C again stops at once");
+            stopped.cancel();
+        }
+    });
+    Ok(stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings;
+
+    #[test]
+    fn the_defaults_are_those_of_the_library() {
+        let ours: Config = settings::defaults();
+        assert_eq!(format!("{:?}", gateway_config(&ours)), format!("{:?}", GatewayConfig::default()));
+        let options = RestOptions::default();
+        assert_eq!(ours.limits.max_document_bytes, options.max_document_bytes);
+        let options = ServeOptions::default();
+        assert_eq!(ours.limits.max_connections, options.max_connections);
+        assert_eq!(Duration::from_millis(ours.limits.shutdown_grace_ms), options.grace);
+    }
+}

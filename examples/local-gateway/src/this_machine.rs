@@ -1,0 +1,85 @@
+//! Callers without authentication: those on this machine, and no page of the web that a browser on it shows.
+
+use async_trait::async_trait;
+use function_gateway::rest::{Anonymous, Authenticated, Authenticator};
+use function_gateway::{Error, ErrorKind, Principal, Result};
+use http::header::{HOST, HeaderMap, HeaderName, ORIGIN};
+use http::request::Parts;
+use http::uri::Authority;
+
+/// Takes every request of this machine for one of the same principal.
+///
+/// A gateway that listens on a loopback address can still be reached by any page that a browser on this machine shows: by the
+/// address itself, or by a name of the page's own that it has lead here (DNS rebinding). The first is told by `Origin`, the
+/// second by `Host`.
+#[derive(Debug)]
+pub(crate) struct ThisMachine(Anonymous);
+
+impl ThisMachine {
+    pub(crate) fn new(principal: Principal) -> Self {
+        Self(Anonymous::new(principal))
+    }
+}
+
+#[async_trait]
+impl Authenticator for ThisMachine {
+    async fn authenticate(&self, request: &Parts) -> Result<Option<Authenticated>> {
+        let named = request.uri.authority().cloned().or_else(|| text(&request.headers, HOST)?.parse().ok());
+        if !named.as_ref().is_some_and(is_this_machine) {
+            let message = "without authentication, requests have to be for localhost, 127.0.0.1 or [::1]";
+            return Err(Error::new(ErrorKind::PermissionDenied, message));
+        }
+        if let Some(origin) = text(&request.headers, ORIGIN) {
+            let authority = origin.split_once("://").and_then(|(_, authority)| authority.parse().ok());
+            if !authority.as_ref().is_some_and(is_this_machine) {
+                let message = "without authentication, pages of other machines are not let in";
+                return Err(Error::new(ErrorKind::PermissionDenied, message));
+            }
+        }
+        self.0.authenticate(request).await
+    }
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn is_this_machine(authority: &Authority) -> bool {
+    let host = authority.host();
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost")
+        || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn is_let_in(host: &str, origin: Option<&str>) -> bool {
+        let mut request = http::Request::get("/v1/me").header(HOST, host);
+        if let Some(origin) = origin {
+            request = request.header(ORIGIN, origin);
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let principal = Principal::new("local".parse().unwrap(), "anonymous".parse().unwrap());
+        ThisMachine::new(principal).authenticate(&parts).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn requests_of_this_machine_are_let_in() {
+        for host in ["127.0.0.1:8080", "localhost", "LocalHost:1", "[::1]:8080", "127.1.2.3"] {
+            assert!(is_let_in(host, None).await, "{host}");
+        }
+        assert!(is_let_in("localhost:8080", Some("http://localhost:3000")).await);
+    }
+
+    #[tokio::test]
+    async fn pages_of_other_machines_are_not() {
+        for host in ["evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", ""] {
+            assert!(!is_let_in(host, None).await, "{host}");
+        }
+        for origin in ["https://evil.example", "null", "http://127.0.0.1.evil.example"] {
+            assert!(!is_let_in("localhost:8080", Some(origin)).await, "{origin}");
+        }
+    }
+}
