@@ -224,7 +224,11 @@ impl Body {
     /// Splits off a handle that can end a stream from outside, whether it is being read or not.
     pub(crate) fn interruptible(self) -> (Self, Interrupt) {
         let len = self.len();
-        let shared = Arc::new(Mutex::new(Interruptible::Running { stream: self.into_stream(), reader: None }));
+        let shared = Arc::new(Mutex::new(Interruptible::Running {
+            stream: self.into_stream(),
+            reader: None,
+            unread_since: Some(Instant::now()),
+        }));
         let (open, closed) = tokio::sync::oneshot::channel();
         let reading = Reading { shared: Arc::clone(&shared), open: Some(open) };
         (Self::streaming(Box::pin(reading), len), Interrupt { shared, closed })
@@ -460,7 +464,12 @@ impl Stream for Unpolled {
 }
 
 enum Interruptible {
-    Running { stream: ByteStream, reader: Option<Waker> },
+    Running {
+        stream: ByteStream,
+        reader: Option<Waker>,
+        /// Since when its reader has not asked for more.
+        unread_since: Option<Instant>,
+    },
     Ended(Option<Error>),
 }
 
@@ -475,9 +484,13 @@ impl Stream for Reading {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let item = match &mut *self.shared.lock().unwrap_or_else(PoisonError::into_inner) {
-            Interruptible::Running { stream, reader } => match stream.as_mut().poll_next(cx) {
-                Poll::Ready(item) => item,
+            Interruptible::Running { stream, reader, unread_since } => match stream.as_mut().poll_next(cx) {
+                Poll::Ready(item) => {
+                    *unread_since = Some(Instant::now());
+                    item
+                }
                 Poll::Pending => {
+                    *unread_since = None;
                     *reader = Some(cx.waker().clone());
                     return Poll::Pending;
                 }
@@ -515,15 +528,46 @@ impl Interrupt {
         let _ = (&mut self.closed).await;
     }
 
+    /// Waits until the reader has not asked for more for so long. Cancel-safe.
+    pub(crate) async fn unread_for(shared: UnreadSince, pause: Duration) {
+        loop {
+            let since = shared.get();
+            let now = Instant::now();
+            match since.map(|since| since + pause) {
+                Some(until) if until <= now => return,
+                Some(until) => tokio::time::sleep_until(until).await,
+                // It waits for the function now; should it stop to read after that, it is noticed within twice the time.
+                None => tokio::time::sleep(pause).await,
+            }
+        }
+    }
+
+    /// For [`unread_for`](Self::unread_for), beside waiting for the end.
+    pub(crate) fn unread_since(&self) -> UnreadSince {
+        UnreadSince(Arc::clone(&self.shared))
+    }
+
     /// Drops the stream now; its reader gets the error, if it still reads.
     pub(crate) fn end_with(self, error: Error) {
         let ended = Interruptible::Ended(Some(error));
         let running = std::mem::replace(&mut *self.shared.lock().unwrap_or_else(PoisonError::into_inner), ended);
-        if let Interruptible::Running { stream, reader } = running {
+        if let Interruptible::Running { stream, reader, .. } = running {
             drop(stream);
             if let Some(reader) = reader {
                 reader.wake();
             }
+        }
+    }
+}
+
+/// Says since when a stream's reader has not asked for more.
+pub(crate) struct UnreadSince(Arc<Mutex<Interruptible>>);
+
+impl UnreadSince {
+    fn get(&self) -> Option<Instant> {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Interruptible::Running { unread_since, .. } => *unread_since,
+            Interruptible::Ended(_) => None,
         }
     }
 }
@@ -657,6 +701,23 @@ mod tests {
         let (body, mut interrupt) = chunks(&["a"]).interruptible();
         assert_eq!(body.collect(9).await.unwrap(), "a");
         interrupt.not_needed().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_stands_still_is_told_from_one_that_waits() {
+        let pause = Duration::from_secs(10);
+        let (body, interrupt) = chunks(&["a", "b"]).interruptible();
+        let mut stream = body.into_stream();
+        stream.next().await.unwrap().unwrap();
+        let start = Instant::now();
+        Interrupt::unread_for(interrupt.unread_since(), pause).await;
+        assert_eq!(start.elapsed(), pause);
+
+        let (body, interrupt) = Body::from_stream(futures_util::stream::pending()).interruptible();
+        let mut waiting = body.into_stream();
+        assert!(futures_util::poll!(waiting.next()).is_pending());
+        let unread = Interrupt::unread_for(interrupt.unread_since(), pause);
+        assert!(tokio::time::timeout(pause * 5, unread).await.is_err());
     }
 
     #[tokio::test]

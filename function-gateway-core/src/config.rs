@@ -17,6 +17,9 @@ pub struct GatewayConfig {
     pub default_total_timeout: Duration,
     /// The time between two chunks of a streamed answer whose specification sets none. Default: 60 s.
     pub default_idle_timeout: Duration,
+    /// How long the reader of a streamed answer may stand still between two chunks. Then the call is given up, so that nobody holds a
+    /// function by not reading. Default: 5 min.
+    pub max_reader_pause: Duration,
     /// The time that a new revision has to get ready, whose specification sets none. Default: 5 min.
     pub default_ready_timeout: Duration,
     /// How long a revision that streams without a total time is kept for calls that may still run on it, once it no
@@ -58,6 +61,7 @@ impl Default for GatewayConfig {
             max_cached_routes: 10_000,
             default_total_timeout: Duration::from_secs(30),
             default_idle_timeout: Duration::from_secs(60),
+            max_reader_pause: Duration::from_secs(300),
             default_ready_timeout: Duration::from_secs(300),
             max_drain: Duration::from_secs(3600),
             drain_margin: Duration::from_secs(5),

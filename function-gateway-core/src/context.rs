@@ -109,7 +109,9 @@ impl CallContext {
         }
     }
 
-    /// Brings an id for the next invocation, which must not have been used before. Without, one is minted for each.
+    /// Brings an id for the next invocation. It is committed before the call is made, as with a durable record; where any
+    /// execution has it already, the call is refused with [`AlreadyExists`](crate::ErrorKind::AlreadyExists). Without, one is
+    /// minted for each.
     #[must_use]
     pub fn with_invocation_id(mut self, id: InvocationId) -> Self {
         self.invocation = Some(id);

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::body::{Reclaim, by_deadline, timeout};
+use crate::body::{Interrupt, Reclaim, by_deadline, timeout};
 use crate::host::Host;
 use crate::invocation::unlisted_secret;
 use crate::middleware::Endpoint;
@@ -191,7 +191,8 @@ impl FunctionExecutor for Gateway {
         let in_flight = host.lifetime.tasks.token();
         let result = match by_deadline(cx.deadline(), host.admit(cx, function, &request)).await {
             Ok((key, serving)) => {
-                let call = host.call(cx, id, &serving, request);
+                let mut call = host.call(cx, id, &serving, request);
+                call.id_is_callers = cx.invocation_id().is_some();
                 host.run(call, (key, function.qualifier()), &serving, in_flight).await
             }
             Err(error) => {
@@ -283,7 +284,14 @@ impl Host {
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
         let key = FunctionKey::new(cx.tenant().clone(), function.name().clone());
-        let route = self.routes.find(&self.functions, &key).await?;
+        let route = match self.routes.find(&self.functions, &key).await {
+            Ok(route) => route,
+            Err(error) => {
+                // Whoever may not call does not learn whether there is one.
+                self.authorize(cx, Action::Invoke, Some((&key.name, None))).await?;
+                return Err(error);
+            }
+        };
         match self.serving_on(&route, function.qualifier()).await {
             Ok(serving) => Ok((key, serving)),
             Err(error) => {
@@ -347,6 +355,7 @@ impl Host {
     fn ended_in_time(&self, body: Body, state: &Arc<CallState>, cancelled: Option<Cancellation>) -> Body {
         let (body, mut interrupt) = body.interruptible();
         let (deadline, killed) = (state.deadline(), self.lifetime.killed.clone());
+        let (unread, pause) = (interrupt.unread_since(), self.config.max_reader_pause);
         self.lifetime.spawn(async move {
             let past_deadline = async {
                 match deadline {
@@ -360,6 +369,7 @@ impl Host {
                 () = past_deadline => timeout("total", Delivery::Executed),
                 () = killed.cancelled() => cancel("the gateway was stopped"),
                 () = given_up(cancelled.as_ref()) => cancel("the caller gave the call up"),
+                () = Interrupt::unread_for(unread, pause) => cancel("the caller did not read on"),
             };
             interrupt.end_with(error);
         });
@@ -672,6 +682,10 @@ impl Endpoint for DriverCall<'_> {
         let answered = async {
             // Boxed at once: an answer is large, and is handed on several times.
             let mut response = Box::new(answer?);
+            if response.status.is_informational() {
+                let message = format!("the function answered {}, which is no answer", response.status);
+                return Err(Error::new(ErrorKind::FunctionBroken, message));
+            }
             let body = std::mem::take(&mut response.body);
             if spec.streaming {
                 response.body = body

@@ -677,11 +677,13 @@ pub struct Invocation {
     state: Arc<CallState>,
     pub(crate) secrets: Vec<Injected>,
     pub(crate) durable_start: Option<DurableStart>,
+    /// Whether the caller brought the id, which somebody may have used before.
+    pub(crate) id_is_callers: bool,
 }
 
 impl Invocation {
     pub(crate) fn new(cx: CallContext, request: InvokeRequest, revision: Arc<Revision>, state: Arc<CallState>) -> Self {
-        Self { cx, request, revision, state, secrets: Vec::new(), durable_start: None }
+        Self { cx, request, revision, state, secrets: Vec::new(), durable_start: None, id_is_callers: false }
     }
 
     /// The revision that is to execute it: key, generation and specification of the function.
@@ -723,6 +725,7 @@ impl Invocation {
             state: Arc::clone(&self.state),
             secrets: self.secrets.clone(),
             durable_start: self.durable_start.clone(),
+            id_is_callers: self.id_is_callers,
         }
     }
 

@@ -20,13 +20,20 @@ pub struct RestOptions {
     pub max_document_bytes: u64,
     /// How long an upload may stand still between two parts. Default: 30 s.
     pub upload_idle_timeout: Duration,
+    /// How long a document may take to come. Default: 60 s.
+    pub document_timeout: Duration,
     /// Which pages of other origins browsers let in (CORS). Default: none.
     pub cors: Option<Cors>,
 }
 
 impl Default for RestOptions {
     fn default() -> Self {
-        Self { max_document_bytes: 1024 * 1024, upload_idle_timeout: Duration::from_secs(30), cors: None }
+        Self {
+            max_document_bytes: 1024 * 1024,
+            upload_idle_timeout: Duration::from_secs(30),
+            document_timeout: Duration::from_secs(60),
+            cors: None,
+        }
     }
 }
 
@@ -42,6 +49,13 @@ impl RestOptions {
     #[must_use]
     pub fn with_upload_idle_timeout(mut self, timeout: Duration) -> Self {
         self.upload_idle_timeout = timeout;
+        self
+    }
+
+    /// Sets how long a document may take to come.
+    #[must_use]
+    pub fn with_document_timeout(mut self, timeout: Duration) -> Self {
+        self.document_timeout = timeout;
         self
     }
 
@@ -79,12 +93,20 @@ impl Cors {
     pub fn origins<I: IntoIterator<Item = S>, S: AsRef<str>>(origins: I) -> Result<Self> {
         let origin = |origin: S| {
             let origin = origin.as_ref();
+            // As browsers write them, since they are compared byte by byte.
             let is_one = origin.split_once("://").is_some_and(|(scheme, host)| {
-                matches!(scheme, "http" | "https") && !host.is_empty() && !host.contains('/')
+                let usual_port = if scheme == "https" { ":443" } else { ":80" };
+                matches!(scheme, "http" | "https")
+                    && !host.is_empty()
+                    && !host.ends_with(usual_port)
+                    && host
+                        .bytes()
+                        .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b':' | b'[' | b']'))
             });
             let value = HeaderValue::from_str(origin).ok().filter(|_| is_one);
             value.ok_or_else(|| {
-                let message = format!("{origin:?} is no origin: one is like https://app.example.com, without a path");
+                let message = format!("{origin:?} is no origin as browsers send it: one is like https://app.example.com, in small letters, without a path and \
+                     without the usual port");
                 Error::new(ErrorKind::InvalidArgument, message)
             })
         };
@@ -118,12 +140,12 @@ impl fmt::Debug for Api {
 ///
 /// ```
 /// # use std::sync::Arc;
-/// use function_gateway_core::{Gateway, GatewayId, store::memory::MemoryStore};
+/// use function_gateway_core::{Gateway, GatewayId, ScopeAuthorizer, store::memory::MemoryStore};
 /// use function_gateway_rest::{ApiKeyAuthenticator, RestApi};
 ///
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
 /// let store = Arc::new(MemoryStore::new(GatewayId::generate()));
-/// let gateway = Gateway::builder().store(store).build().await?;
+/// let gateway = Gateway::builder().store(store).authorizer(Arc::new(ScopeAuthorizer)).build().await?;
 /// let api = RestApi::builder(gateway.clone()).authenticator(ApiKeyAuthenticator::new(gateway)).build()?;
 /// // Under any path of the host's own router:
 /// let app: axum::Router = axum::Router::new().nest("/functions", api.router());
@@ -208,7 +230,7 @@ impl RestApiBuilder {
 }
 
 /// Headers of answers that scripts of other origins may read.
-pub(crate) const EXPOSED_HEADERS: [HeaderName; 7] = [
+pub(crate) const EXPOSED_HEADERS: [HeaderName; 9] = [
     http::header::ETAG,
     http::header::LOCATION,
     http::header::RETRY_AFTER,
@@ -216,4 +238,6 @@ pub(crate) const EXPOSED_HEADERS: [HeaderName; 7] = [
     crate::envelope::REQUEST_ID,
     crate::problem::ANSWERED_BY,
     crate::routes::invocations::INVOCATION_ID,
+    crate::routes::invocations::OUTCOME,
+    crate::routes::invocations::FAILURE,
 ];

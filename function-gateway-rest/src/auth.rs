@@ -1,7 +1,7 @@
 //! Who calls: how a request's credential becomes a [`Principal`]. What the principal may do is decided in core, by an
 //! [`Authorizer`](function_gateway_core::Authorizer).
 
-mod api_key;
+pub(crate) mod api_key;
 mod host;
 #[cfg(feature = "jwt")]
 pub mod jwt;

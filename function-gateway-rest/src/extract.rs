@@ -37,34 +37,25 @@ impl Caller {
     }
 
     /// The context of a change, for as long as the caller wants to wait for it (`Prefer`, RFC 7240).
-    pub(crate) fn context_of_change(&self, headers: &HeaderMap) -> Result<CallContext, Problem> {
-        Ok(match wait(headers)? {
+    pub(crate) fn context_of_change(&self, headers: &HeaderMap) -> CallContext {
+        match wait(headers) {
             Some(wait) => self.context().with_deadline(Deadline::after(wait)),
             None => self.context(),
-        })
+        }
     }
 }
 
-/// How long the caller wants to wait: `Prefer: wait=5`, in seconds, or `respond-async` for not at all.
-fn wait(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
-    let prefer = HeaderName::from_static("prefer");
-    for value in headers.get_all(prefer).iter().filter_map(|value| value.to_str().ok()) {
-        for preference in value.split([',', ';']).map(str::trim) {
-            if preference.eq_ignore_ascii_case("respond-async") {
-                return Ok(Some(Duration::ZERO));
-            }
-            if let Some((name, seconds)) = preference.split_once('=')
-                && name.trim().eq_ignore_ascii_case("wait")
-            {
-                let seconds = seconds.trim().trim_matches('"');
-                let seconds: u32 = seconds
-                    .parse()
-                    .map_err(|_| invalid(format!("`Prefer: wait` is a whole number of seconds, not {seconds:?}")))?;
-                return Ok(Some(Duration::from_secs(seconds.into())));
-            }
-        }
-    }
-    Ok(None)
+/// How long the caller wants to wait: `Prefer: wait=5`, in seconds, or `respond-async` for not at all. Both together are what the
+/// first one says (RFC 7240, section 4.3), and what is no preference is left out (section 2).
+fn wait(headers: &HeaderMap) -> Option<Duration> {
+    let values = headers.get_all(HeaderName::from_static("prefer")).iter().filter_map(|value| value.to_str().ok());
+    let preferences: Vec<&str> = values.flat_map(|value| value.split([',', ';'])).map(str::trim).collect();
+    let seconds = preferences.iter().find_map(|preference| {
+        let (name, seconds) = preference.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("wait").then(|| seconds.trim().trim_matches('"').parse::<u32>().ok())?
+    });
+    let is_async = preferences.iter().any(|preference| preference.eq_ignore_ascii_case("respond-async"));
+    seconds.map(|seconds| Duration::from_secs(seconds.into())).or(is_async.then_some(Duration::ZERO))
 }
 
 impl FromRequestParts<Arc<Api>> for Caller {
@@ -164,7 +155,14 @@ pub(crate) async fn document_bytes(request: Request, api: &Api, wanted: &'static
     }
     let limit = api.options.max_document_bytes;
     let body = payload::of_request(request.into_body(), api.options.upload_idle_timeout);
-    Ok(body.collect(limit).await?)
+    let total = api.options.document_timeout;
+    tokio::time::timeout(total, body.collect(limit))
+        .await
+        .unwrap_or_else(|_| {
+            let message = format!("the document did not come whole within {} ms", total.as_millis());
+            Err(Error::new(ErrorKind::RequestTimeout, message))
+        })
+        .map_err(Problem::from)
 }
 
 fn is_of_type(sent: Option<&HeaderValue>, wanted: &str) -> bool {
@@ -233,6 +231,9 @@ pub(crate) fn page_request(
     })
 }
 
+/// As many as a function may have.
+const MAX_LABELS: usize = 32;
+
 /// Labels of a query, each as `key=value`.
 pub(crate) fn labels(labels: &[String]) -> CoreResult<Vec<(String, String)>> {
     let pair = |label: &String| match label.split_once('=') {
@@ -242,5 +243,9 @@ pub(crate) fn labels(labels: &[String]) -> CoreResult<Vec<(String, String)>> {
             Err(Error::new(ErrorKind::InvalidArgument, message))
         }
     };
+    if labels.len() > MAX_LABELS {
+        let message = format!("there are {} labels in the query, at most {MAX_LABELS} are allowed", labels.len());
+        return Err(Error::new(ErrorKind::InvalidArgument, message));
+    }
     labels.iter().map(pair).collect()
 }

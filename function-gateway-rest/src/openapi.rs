@@ -75,7 +75,7 @@ fn describe(document: &mut Value) {
             "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
         }),
     );
-    root.insert("servers".into(), json!([{"url": "/", "description": "Where the host has mounted it"}]));
+    root.insert("servers".into(), json!([{"url": ".", "description": "Where this document is"}]));
     root.insert("security".into(), json!([{"bearer": []}, {"key": []}]));
     if let Some(components) = root.get_mut("components").and_then(Value::as_object_mut) {
         components.insert(

@@ -150,7 +150,8 @@ impl From<Error> for Problem {
         }
         let mut headers = HeaderMap::new();
         let status = StatusCode::from_u16(kind.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        let is_for_now = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        if is_for_now && error.retry() != Retry::Never {
             let seconds = error.retry_after().map_or(RETRY_AFTER_SECONDS, |after| {
                 after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(RETRY_AFTER_SECONDS)
             });

@@ -53,6 +53,7 @@ pub(crate) fn router(api: &Arc<Api>) -> Router {
     let (streams, _) = streams().split_for_parts();
     let router = documents
         .layer(compression)
+        .layer(axum::middleware::map_response(etag::weak_where_compressed))
         .merge(streams)
         .method_not_allowed_fallback(async |method: Method| Problem::method_not_allowed(&method))
         .fallback(async |uri: Uri| Problem::no_such_path(uri.path()))

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,18 +16,17 @@ use function_gateway_core::{Error, ErrorKind, Result};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::Sleep;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, Sleep};
 use tower::ServiceExt as _;
 
 /// Bounds of a server. Each has a default.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ServeOptions {
-    /// How long a client may take to send the head of a request, and how long a connection may be idle between two. Default: 30 s.
+    /// How long a client may take to send the head of a request, and how long a connection may be without one. Default: 30 s.
     pub header_timeout: Duration,
     /// The largest head of a request, in bytes. Default: 64 KiB.
     pub max_header_bytes: usize,
@@ -100,7 +99,8 @@ pub async fn serve(
 ) -> Result<()> {
     let permits = Arc::new(Semaphore::new(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
     let builder = Arc::new(builder(&options));
-    let graceful = GracefulShutdown::new();
+    // Its end tells the connections that the server is to stop.
+    let (stop, stopping) = watch::channel(());
     tokio::pin!(shutdown);
     loop {
         let accepted = async {
@@ -126,14 +126,17 @@ pub async fn serve(
         // Answers are written whole or in chunks that somebody waits for.
         let _ = stream.set_nodelay(true);
         let stream = Opening::new(stream, options.header_timeout);
-        let connection = connection(Arc::clone(&builder), stream, peer, router.clone(), graceful.watcher());
+        let connection =
+            connection(Arc::clone(&builder), stream, peer, router.clone(), (stopping.clone(), options.header_timeout));
         tokio::spawn(async move {
             connection.await;
             drop(permit);
         });
     }
-    drop(listener);
-    if tokio::time::timeout(options.grace, graceful.shutdown()).await.is_err() {
+    drop((listener, stop));
+    let all = u32::try_from(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
+    // Each connection has one as long as it is there.
+    if tokio::time::timeout(options.grace, permits.acquire_many(all)).await.is_err() {
         tracing::warn!(target: "function_gateway::rest", "requests were still under way when the time for them was over");
     }
     Ok(())
@@ -160,17 +163,126 @@ async fn connection(
     stream: Opening,
     peer: SocketAddr,
     router: Router,
-    watcher: Watcher,
+    (mut stopping, idle): (watch::Receiver<()>, Duration),
 ) {
+    let streams = Arc::new(Streams::default());
+    let counted = Arc::clone(&streams);
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request: Request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(axum::extract::ConnectInfo(peer));
+        let stream = counted.begin(request.version());
         let router = router.clone();
-        async move { Ok::<Response, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {})) }
+        async move {
+            let response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
+            Ok::<Response, Infallible>(match stream {
+                Some(stream) => response.map(|body| axum::body::Body::new(Counted { body, _stream: stream })),
+                None => response,
+            })
+        }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-    if let Err(error) = watcher.watch(connection).await {
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let mut is_closing = false;
+    let ended = loop {
+        tokio::select! {
+            ended = connection.as_mut() => break ended,
+            // It only ever ends.
+            _ = stopping.changed(), if !is_closing => {}
+            () = streams.idle_for(idle), if !is_closing => {}
+        }
+        is_closing = true;
+        connection.as_mut().graceful_shutdown();
+    };
+    if let Err(error) = ended {
         tracing::debug!(target: "function_gateway::rest", %peer, error, "a connection broke off");
+    }
+}
+
+/// The requests under way on a connection of HTTP/2, on which hyper has no bound for the time without one.
+struct Streams(Mutex<Under>);
+
+enum Under {
+    /// HTTP/1: hyper bounds the time until the next head.
+    Bounded,
+    Way(usize),
+    Idle(Instant),
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self(Mutex::new(Under::Idle(Instant::now())))
+    }
+}
+
+impl Streams {
+    fn state(&self) -> MutexGuard<'_, Under> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a request until what it gives is dropped.
+    fn begin(self: &Arc<Self>, version: http::Version) -> Option<StreamGuard> {
+        let mut state = self.state();
+        if version != http::Version::HTTP_2 {
+            *state = Under::Bounded;
+            return None;
+        }
+        *state = match *state {
+            Under::Way(count) => Under::Way(count + 1),
+            _ => Under::Way(1),
+        };
+        Some(StreamGuard(Arc::clone(self)))
+    }
+
+    /// Waits until there has been no request for so long.
+    async fn idle_for(&self, time: Duration) {
+        loop {
+            let since = match *self.state() {
+                Under::Idle(since) => Some(since),
+                Under::Way(_) | Under::Bounded => None,
+            };
+            match since.map(|since| since + time) {
+                Some(until) if until <= Instant::now() => return,
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => tokio::time::sleep(time).await,
+            }
+        }
+    }
+}
+
+struct StreamGuard(Arc<Streams>);
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        if let Under::Way(count) = *state {
+            *state = if count > 1 { Under::Way(count - 1) } else { Under::Idle(Instant::now()) };
+        }
+    }
+}
+
+/// The body of an answer, until whose end its request is under way.
+struct Counted {
+    body: axum::body::Body,
+    _stream: StreamGuard,
+}
+
+impl http_body::Body for Counted {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<http_body::Frame<bytes::Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -56,7 +56,7 @@ fn routes() -> std::result::Result<String, serde_json::Error> {
             }
         }
         for (methods, summary) in summaries {
-            table += &row([format!("`{methods} {path}`").as_str(), summary]);
+            table += &row([format!("`{methods} {path}`").as_str(), &summary.replace('\n', " ")]);
         }
     }
     Ok(table)

@@ -82,7 +82,8 @@ impl Middleware for RecordCalls {
             call.request.body = std::mem::take(&mut call.request.body).observed(payload.clone());
             recording.payload = Some(payload);
         }
-        if keeper.policy.mode == RecordMode::Durable {
+        // An id that the caller brings is taken before the call is made: another execution of that id could not be recorded.
+        if keeper.policy.mode == RecordMode::Durable || call.id_is_callers {
             call.durable_start =
                 recording.call.as_ref().map(|call| DurableStart::new(keeper.begin(Arc::new(call.record()))));
         }

@@ -19,7 +19,7 @@ use subtle::ConstantTimeEq as _;
 use super::{Authenticated, Authenticator, bearer, not_valid};
 
 /// The header for a key where `Authorization` is the function's.
-const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+pub(crate) const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// What every key begins with, so that those who look for leaked credentials find it.
 pub(super) const PREFIX: &str = "fgk_";
 const SECRET_LEN: usize = 32;
@@ -59,6 +59,11 @@ impl fmt::Debug for MintedKey {
     }
 }
 
+/// Whether a header's value holds an API key, valid or not, which no function is to see.
+pub(crate) fn holds_key(value: &HeaderValue) -> bool {
+    value.as_bytes().windows(PREFIX.len()).any(|part| part == PREFIX.as_bytes())
+}
+
 /// The parts of a key's text.
 fn parse(text: &str) -> Option<(ApiKeyId, [u8; SECRET_LEN])> {
     let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
@@ -69,7 +74,10 @@ fn parse(text: &str) -> Option<(ApiKeyId, [u8; SECRET_LEN])> {
 
 /// Knows callers by the API keys that are kept in the gateway's store, sent as `Authorization: Bearer` or as `X-Api-Key`.
 ///
-/// A bearer token that does not begin with `fgk_` is left to other authenticators.
+/// What does not begin with `fgk_` is left to other authenticators, or is the function's own.
+///
+/// The scopes of a key say something only to an [`Authorizer`](function_gateway_core::Authorizer) that goes by them, such as
+/// [`ScopeAuthorizer`](function_gateway_core::ScopeAuthorizer): without one, every key may do everything in its tenant.
 pub struct ApiKeyAuthenticator {
     gateway: Gateway,
     known: Cache<ApiKeyId, Arc<(ApiKey, Arc<Principal>)>>,
@@ -110,9 +118,10 @@ impl Authenticator for ApiKeyAuthenticator {
     async fn authenticate(&self, request: &Parts) -> Result<Option<Authenticated>> {
         let (text, header) = match bearer(&request.headers).filter(|token| token.starts_with(PREFIX)) {
             Some(token) => (token, header::AUTHORIZATION),
-            None => match request.headers.get(X_API_KEY) {
-                Some(value) => (value.to_str().map_err(|_| not_valid())?, X_API_KEY),
-                None => return Ok(None),
+            None => match request.headers.get(X_API_KEY).and_then(|value| value.to_str().ok()) {
+                Some(text) if text.starts_with(PREFIX) => (text, X_API_KEY),
+                // One of the function's own.
+                _ => return Ok(None),
             },
         };
         let (id, secret) = parse(text).ok_or_else(not_valid)?;

@@ -44,6 +44,18 @@ impl Etag {
     }
 }
 
+/// What is compressed is another representation, which must not have the same strong tag (RFC 9110, section 8.8.3.3).
+pub(super) async fn weak_where_compressed(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    if headers.contains_key(header::CONTENT_ENCODING)
+        && let Some(tag) = headers.get(header::ETAG).and_then(|tag| tag.to_str().ok())
+        && let Ok(weak) = HeaderValue::try_from(format!("W/{tag}"))
+    {
+        headers.insert(header::ETAG, weak);
+    }
+    response
+}
+
 fn values(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     // Our tags hold no comma, so a tag that does is another one however it is split.
     headers
@@ -64,11 +76,11 @@ pub(super) enum IfMatch {
 }
 
 impl IfMatch {
-    /// By strong comparison, as it has to be here (RFC 9110, section 13.1.1).
+    /// A tag that is weak names the same version of the function: only the coding of its representation was another one.
     pub(super) fn includes(&self, etag: &Etag) -> bool {
         match self {
             Self::Any => true,
-            Self::Tags(tags) => tags.contains(&etag.0),
+            Self::Tags(tags) => tags.iter().any(|tag| tag.strip_prefix("W/").unwrap_or(tag) == etag.0),
         }
     }
 

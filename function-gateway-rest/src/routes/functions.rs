@@ -103,7 +103,7 @@ async fn create(
     headers: HeaderMap,
     Document(new): Document<NewFunction>,
 ) -> Answer {
-    let cx = caller.context_of_change(&headers)?;
+    let cx = caller.context_of_change(&headers);
     let spec: FunctionSpec = read_value(new.spec, ErrorKind::InvalidSpec, "/spec")?;
     let function = api.gateway.create(&cx, &new.name, spec).await.map_err(below_spec)?;
     let mut response = (StatusCode::CREATED, of_function(&function)).into_response();
@@ -187,6 +187,16 @@ async fn condition(
 ) -> Result<Precondition, Problem> {
     let mut condition = Precondition::none();
     condition.generation = query.generation;
+    if headers.contains_key(header::IF_NONE_MATCH) {
+        // For a method that changes something, a false one means that nothing is done (RFC 9110, section 13.1.2).
+        let function = api.gateway.get(&caller.context(), name).await?;
+        if Etag::of_function(&function).not_modified(headers).is_some() {
+            let message = "the function is what If-None-Match excludes";
+            return Err(Error::new(ErrorKind::PreconditionFailed, message)
+                .with_context("function", name.as_str())
+                .into());
+        }
+    }
     if let Some(wanted) = etag::if_match(headers)? {
         let function = api.gateway.get(&caller.context(), name).await?;
         if !wanted.includes(&Etag::of_function(&function)) {
@@ -219,7 +229,7 @@ async fn replace(
     request: Request,
 ) -> Answer {
     let headers = request.headers().clone();
-    let cx = caller.context_of_change(&headers)?;
+    let cx = caller.context_of_change(&headers);
     let bytes = document_bytes(request, &api, "application/json").await?;
     let spec: FunctionSpec = read_json(&bytes, ErrorKind::InvalidSpec)?;
     let condition = condition(&api, &caller, &name, &headers, &query).await?;
@@ -245,7 +255,7 @@ async fn patch(
     request: Request,
 ) -> Answer {
     let headers = request.headers().clone();
-    let cx = caller.context_of_change(&headers)?;
+    let cx = caller.context_of_change(&headers);
     let bytes = document_bytes(request, &api, MERGE_PATCH).await?;
     let patch: Value = read_json(&bytes, ErrorKind::InvalidArgument)?;
     if !patch.is_object() {
@@ -310,7 +320,7 @@ async fn delete(
     InQuery(query): InQuery<Condition>,
     headers: HeaderMap,
 ) -> Answer {
-    let cx = caller.context_of_change(&headers)?;
+    let cx = caller.context_of_change(&headers);
     let condition = condition(&api, &caller, &name, &headers, &query).await?;
     Ok(match api.gateway.delete(&cx, &name, condition).await? {
         None => StatusCode::NO_CONTENT.into_response(),
@@ -419,7 +429,7 @@ async fn roll_back(
     headers: HeaderMap,
     Document(to): Document<RollBack>,
 ) -> Answer {
-    let cx = caller.context_of_change(&headers)?;
+    let cx = caller.context_of_change(&headers);
     let condition = condition(&api, &caller, &name, &headers, &query).await?;
     Ok(of_function(&*api.gateway.roll_back(&cx, &name, to.generation, condition).await?))
 }
@@ -439,7 +449,7 @@ async fn rotate_secrets(
     InPath(name): InPath<FunctionName>,
     headers: HeaderMap,
 ) -> Answer {
-    let cx = caller.context_of_change(&headers)?;
+    let cx = caller.context_of_change(&headers);
     Ok(of_function(&*api.gateway.rotate_secrets(&cx, &name).await?))
 }
 

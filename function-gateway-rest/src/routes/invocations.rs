@@ -17,6 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::api::Api;
+use crate::auth::api_key::{X_API_KEY, holds_key};
 use crate::document::Checked;
 use crate::extract::{Caller, InPath, invalid};
 use crate::payload;
@@ -28,9 +29,9 @@ pub(crate) const INVOCATION_ID: HeaderName = HeaderName::from_static(call_header
 /// How long the caller waits, in milliseconds.
 const TIMEOUT: HeaderName = HeaderName::from_static("x-function-timeout-ms");
 /// What the function made of the call: `succeeded`, `rejected` or `failed`.
-const OUTCOME: HeaderName = HeaderName::from_static("x-function-outcome");
+pub(crate) const OUTCOME: HeaderName = HeaderName::from_static("x-function-outcome");
 /// How the function failed, in its own words.
-const FAILURE: HeaderName = HeaderName::from_static("x-function-failure");
+pub(crate) const FAILURE: HeaderName = HeaderName::from_static("x-function-failure");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// So that a function can't make an answer that no client takes.
 const MAX_FAILURE: usize = 512;
@@ -154,6 +155,12 @@ fn invoke_request(api: &Api, caller: &Caller, request: Request, path: Option<Str
     if let Some(credential) = &caller.credential {
         invoke.headers.remove(credential);
     }
+    // Also a key that was sent beside the credential, or to a gateway that asks for none.
+    for name in [header::AUTHORIZATION, X_API_KEY] {
+        if invoke.headers.get_all(&name).iter().any(holds_key) {
+            invoke.headers.remove(name);
+        }
+    }
     invoke.query = parts.uri.query().map(str::to_owned);
     if let Some(path) = path {
         invoke.method = parts.method;
@@ -170,7 +177,9 @@ fn answered(answer: InvokeResponse, is_head: bool) -> Response {
         headers.remove(header::CONTENT_LENGTH);
     }
     headers.insert(ANSWERED_BY, HeaderValue::from_static("function"));
-    headers.remove(FAILURE);
+    for ours in [FAILURE, SERVER_TIMING] {
+        headers.remove(ours);
+    }
     let outcome = match outcome {
         Outcome::Succeeded => "succeeded",
         Outcome::Rejected => "rejected",
@@ -199,7 +208,7 @@ fn answered(answer: InvokeResponse, is_head: bool) -> Response {
         if let Some(timing) = Some(timing).filter(|timing| !timing.is_empty())
             && let Ok(timing) = HeaderValue::try_from(timing)
         {
-            headers.append(SERVER_TIMING, timing);
+            headers.insert(SERVER_TIMING, timing);
         }
     }
     let mut response = Response::new(payload::of_answer(body));

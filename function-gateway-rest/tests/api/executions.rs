@@ -50,6 +50,8 @@ async fn executions_are_found_by_what_they_are() {
     let second = list(&server, &format!("limit=5&cursor={}", first["next"].as_str().unwrap())).await;
     assert_eq!(second["items"].as_array().unwrap().len(), 2);
     assert!(second.get("next").is_none());
+    let many = server.get(&format!("/v1/executions?{}", "label=a=b&".repeat(33))).send().await.unwrap();
+    problem(many, 400, "invalid_argument").await;
     for query in ["state=good", "function_id=7", "from=now", "unknown=1"] {
         let refused = server.get(&format!("/v1/executions?{query}")).send().await.unwrap();
         problem(refused, 400, "invalid_argument").await;

@@ -49,9 +49,12 @@ async fn the_caller_says_how_long_to_wait() {
         json_of(read, StatusCode::OK).await["status"]["phase"] == "ready"
     })
     .await;
-    let body = json!({"name": "bad", "spec": spec()});
-    let refused = server.post("/v1/functions", &body).header("prefer", "wait=soon").send().await.unwrap();
-    problem(refused, 400, "invalid_argument").await;
+    // What is no preference is left out, and `wait` counts more, in whichever order.
+    for (name, prefer) in [("a", "wait=soon"), ("b", "respond-async, wait=10"), ("c", "wait=10, respond-async")] {
+        let body = json!({"name": name, "spec": spec()});
+        let created = server.post("/v1/functions", &body).header("prefer", prefer).send().await.unwrap();
+        assert_eq!(json_of(created, StatusCode::CREATED).await["status"]["phase"], "ready", "{prefer}");
+    }
 }
 
 #[tokio::test]
@@ -115,6 +118,7 @@ async fn a_change_keeps_to_its_condition() {
     assert_eq!((&second["generation"], &second["spec"]["description"]), (&json!(2), &json!("second")));
     problem(put(&spec()).header("if-match", &etag).send().await.unwrap(), 412, "precondition_failed").await;
     problem(put(&spec()).header("if-match", "etag").send().await.unwrap(), 400, "invalid_argument").await;
+    problem(put(&spec()).header("if-none-match", "*").send().await.unwrap(), 412, "precondition_failed").await;
     let third = put(&spec()).header("if-match", "\"other\", *").send().await.unwrap();
     assert_eq!(json_of(third, StatusCode::OK).await["generation"], 3);
 

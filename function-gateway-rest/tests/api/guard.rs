@@ -146,6 +146,9 @@ async fn a_scope_lets_do_what_it_says_and_no_more() {
             }
         }
         assert_eq!(statuses, expected, "{scope}");
+        // Whether there is such a function is not for who may not call it.
+        let none = server.as_who(&who, Method::POST, "/v1/functions/none/invocations").send().await.unwrap();
+        assert_eq!(none.status().as_u16(), if expected[2] == 200 { 404 } else { 403 }, "{scope}");
         server.request(Method::DELETE, "/v1/functions/new").send().await.unwrap();
     }
 }

@@ -66,6 +66,7 @@ async fn a_function_does_not_speak_for_the_gateway() {
             ("x-function-failure", "none"),
             ("x-function-invocation-id", "mine"),
             ("x-request-id", "mine"),
+            ("server-timing", "total;dur=0"),
             ("content-length", "9999"),
             ("connection", "close, x-hop"),
             ("x-hop", "1"),
@@ -81,6 +82,8 @@ async fn a_function_does_not_speak_for_the_gateway() {
     assert!(header(&answer, "x-function-invocation-id").len() == 36);
     assert_eq!(answer.headers().get_all("x-request-id").iter().count(), 1);
     assert_ne!(header(&answer, "x-request-id"), "mine");
+    assert_eq!(answer.headers().get_all("server-timing").iter().count(), 1);
+    assert_ne!(header(&answer, "server-timing"), "total;dur=0");
     for gone in ["x-function-failure", "x-hop", "connection", "transfer-encoding"] {
         assert!(!answer.headers().contains_key(gone), "{gone}");
     }
@@ -169,6 +172,15 @@ async fn only_the_gateways_own_credential_is_kept_back() {
     let (_, headers) = seen.lock().unwrap().pop().unwrap();
     assert_eq!(headers["authorization"], "Bearer the-functions-own");
     assert!(!headers.contains_key("x-api-key"));
+
+    let url = server.url("/v1/functions/web/http/");
+    let own = server.client.get(&url).bearer_auth(&server.admin).header("x-api-key", "the-functions-own");
+    assert_eq!(own.send().await.unwrap().status(), StatusCode::OK);
+    assert_eq!(seen.lock().unwrap().pop().unwrap().1["x-api-key"], "the-functions-own");
+    let twice = server.client.get(&url).bearer_auth(&server.admin).header("x-api-key", &server.admin);
+    assert_eq!(twice.send().await.unwrap().status(), StatusCode::OK);
+    let (_, headers) = seen.lock().unwrap().pop().unwrap();
+    assert!(!headers.contains_key("authorization") && !headers.contains_key("x-api-key"));
 }
 
 #[tokio::test]
@@ -350,4 +362,53 @@ async fn who_is_over_a_limit_is_told_when_to_come_again() {
     assert!((1..=3600).contains(&seconds), "{seconds}");
     let refused = problem(refused, 429, "rate_limited").await;
     assert_eq!((&refused["retry"], &refused["delivery"]), (&json!("transient"), &json!("not_sent")));
+}
+
+#[tokio::test]
+async fn an_id_is_of_one_execution() {
+    let server = Server::start().await;
+    server.create("echo").await;
+    let id = "0190a5e4-0000-7000-8000-000000000003";
+    let call = |key: &str| {
+        let request = server.as_who(key, Method::POST, "/v1/functions/echo/invocations");
+        request.header("x-function-invocation-id", id).body("x").send()
+    };
+    assert_eq!(call(&server.admin).await.unwrap().status(), StatusCode::OK);
+    problem(call(&server.admin).await.unwrap(), 409, "already_exists").await;
+    let stranger = crate::common::key(&server.gateway, "other", "eve", &["admin"]).await;
+    let create = server.as_who(&stranger, Method::POST, "/v1/functions");
+    create.json(&json!({"name": "echo", "spec": crate::common::spec()})).send().await.unwrap();
+    problem(call(&stranger).await.unwrap(), 409, "already_exists").await;
+    assert_eq!(server.engine.count(function_gateway_testkit::Op::Invoke), 1);
+    let kept = server.get(&format!("/v1/executions/{id}")).send().await.unwrap();
+    assert_eq!(json_of(kept, StatusCode::OK).await["state"], "succeeded");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_none_is_the_functions_fault() {
+    let server = Server::start().await;
+    server.create("web").await;
+    server.engine.on_invoke(Handler::status(StatusCode::SWITCHING_PROTOCOLS, ""));
+    problem(server.get("/v1/functions/web/http/").send().await.unwrap(), 502, "function_broken").await;
+}
+
+#[tokio::test]
+async fn who_does_not_read_on_does_not_keep_a_function() {
+    let config = |builder: function_gateway_core::GatewayBuilder| {
+        let mut config = function_gateway_core::GatewayConfig::default();
+        config.max_reader_pause = std::time::Duration::from_millis(200);
+        builder.config(config)
+    };
+    let server = Server::with(Setup { gateway: Box::new(config), ..Setup::default() }).await;
+    server.create_with("stream", json!({"streaming": true})).await;
+    let endless = Handler::new(async |_, _| {
+        let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
+        let chunks = futures_util::stream::repeat_with(move || Ok(chunk.clone()));
+        Ok(InvokeResponse::new(StatusCode::OK, function_gateway_core::Body::from_stream(chunks)))
+    });
+    server.engine.on_invoke(endless);
+    let answer = server.invoke("stream", "").await;
+    assert_eq!(server.engine.in_flight(), 1);
+    until("the call is given up", async || server.engine.in_flight() == 0).await;
+    drop(answer);
 }

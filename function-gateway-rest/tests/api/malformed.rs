@@ -139,6 +139,30 @@ async fn a_client_that_says_nothing_is_cut_off() {
 }
 
 #[tokio::test]
+async fn a_connection_of_http_2_without_a_request_is_closed() {
+    let server = server().await;
+    let mut stream = server.connect().await;
+    // The preface and empty settings, and nothing more.
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut answer = Vec::new();
+    let mut piece = [0; 1024];
+    loop {
+        match tokio::time::timeout(LONG, stream.read(&mut piece)).await.unwrap() {
+            Ok(0) | Err(_) => break,
+            Ok(read) => answer.extend_from_slice(&piece[..read]),
+        }
+        // A ping is answered as a client would: its frame again, with the flag that says so.
+        let ping = answer.windows(9).position(|head| head[..5] == [0, 0, 8, 6, 0]);
+        if let Some(at) = ping.filter(|at| answer.len() >= at + 17) {
+            let mut frame: Vec<u8> = answer.drain(..at + 17).skip(at).collect();
+            frame[4] = 1;
+            let _ = stream.write_all(&frame).await;
+        }
+    }
+    goes_on(&server, 0).await;
+}
+
+#[tokio::test]
 async fn a_client_that_goes_in_mid_request_leaves_nothing() {
     let server = server().await;
     let starts = [

@@ -66,6 +66,10 @@ async fn documents_are_compressed_and_answers_of_functions_are_not() {
     server.create_with("echo", json!({"description": "x".repeat(1000), "labels": {"a": "y".repeat(200)}})).await;
     let get = server.get("/v1/functions/echo").header("accept-encoding", "gzip").send().await.unwrap();
     assert_eq!(header(&get, "content-encoding"), "gzip");
+    let weak = header(&get, "etag").to_owned();
+    assert!(weak.starts_with("W/\""), "{weak}");
+    let put = server.request(Method::PUT, "/v1/functions/echo").json(&crate::common::spec()).header("if-match", weak);
+    json_of(put.send().await.unwrap(), StatusCode::OK).await;
     let small = server.get("/v1/me").header("accept-encoding", "gzip").send().await.unwrap();
     assert!(!small.headers().contains_key("content-encoding"));
     let call = server.request(Method::POST, "/v1/functions/echo/invocations");
@@ -98,7 +102,15 @@ async fn pages_of_other_origins_are_let_in_where_the_host_says_so() {
     assert_eq!(header(&refused, "access-control-allow-origin"), "https://app.example.com");
     let other = server.get("/v1/me").header("origin", "https://evil.example").send().await.unwrap();
     assert!(!other.headers().contains_key("access-control-allow-origin"));
-    for bad in ["app.example.com", "https://app.example.com/", "ftp://x", "https://"] {
+    for bad in [
+        "app.example.com",
+        "https://app.example.com/",
+        "ftp://x",
+        "https://",
+        "https://a.com:443",
+        "https://A.com",
+        "https://u@a.com",
+    ] {
         assert!(Cors::origins([bad]).is_err(), "{bad}");
     }
 }
@@ -128,6 +140,33 @@ async fn an_upload_that_stands_still_is_given_up() {
         assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
         assert!(answer.contains("request_timeout"), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn a_document_that_drips_in_is_given_up() {
+    let options = RestOptions::default().with_document_timeout(Duration::from_millis(100));
+    let server = Server::with_options(options).await;
+    let mut stream = server.connect().await;
+    let head = format!(
+        "POST /v1/functions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+         content-length: 1000000\r\n\r\n",
+        server.admin
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut reader, mut writer) = stream.split();
+    let drip = async {
+        while writer.write_all(b" ").await.is_ok() {
+            // sleep: between two bytes of a client that is slow.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut answer = [0; 12];
+    tokio::select! {
+        read = reader.read_exact(&mut answer) => { read.unwrap(); }
+        () = drip => {}
+    }
+    assert_eq!(&answer, b"HTTP/1.1 408");
 }
 
 #[tokio::test]
