@@ -6,6 +6,7 @@
 //! | feature | what it brings |
 //! |---|---|
 //! | `local-process` | [`drivers::local_process`]: functions as processes on this machine |
+//! | `openfaas` | [`drivers::openfaas`]: functions on OpenFaaS, through its gateway |
 //! | `sqlite`, `postgres`, `mysql` | [`store::sql`]: functions, records, audit events and API keys in a database |
 //! | `validation` | [`middleware::validation`]: input and output checked with JSON Schema |
 //! | `rest`, `rest-jwt`, `rest-serve` | [`rest`]: a REST API for the host's own axum router |
@@ -17,6 +18,8 @@ pub use function_gateway_core::*;
 pub mod drivers {
     #[cfg(feature = "local-process")]
     pub use function_gateway_local_process as local_process;
+    #[cfg(feature = "openfaas")]
+    pub use function_gateway_openfaas as openfaas;
 }
 
 #[cfg(feature = "rest")]

@@ -5,11 +5,13 @@ use std::io::Write as _;
 
 use function_gateway_core::{DriverCapabilities, ErrorKind, FaasDriver, Protocol, Result, Scope};
 use function_gateway_local_process::{LocalProcess, LocalProcessConfig};
+use function_gateway_openfaas::{OpenFaas, OpenFaasConfig};
 
 /// Every driver of the workspace, as it is before it has asked its engine. A new one is one line.
 fn drivers() -> Result<Vec<Box<dyn FaasDriver>>> {
     Ok(vec![
         Box::new(LocalProcess::new(LocalProcessConfig::new())?),
+        Box::new(OpenFaas::new(OpenFaasConfig::new("http://127.0.0.1:8080"))?),
     ])
 }
 

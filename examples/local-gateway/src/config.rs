@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use function_gateway::rest;
 use function_gateway::{DriverName, KeepPayloads, RecordMode, TenantId};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,8 @@ pub(crate) struct Config {
     pub(crate) tenant: TenantId,
     pub(crate) store: Store,
     pub(crate) authentication: Authentication,
+    #[serde(default)]
+    pub(crate) cors: Cors,
     pub(crate) limits: Limits,
     pub(crate) records: Records,
     #[serde(default)]
@@ -72,6 +75,24 @@ pub(crate) struct Jwt {
     pub(crate) scope_claim: String,
 }
 
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Cors {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) origins: Vec<String>,
+}
+
+impl Cors {
+    /// Which pages are let in, if any are.
+    pub(crate) fn allowed(&self) -> function_gateway::Result<Option<rest::Cors>> {
+        match self.origins.as_slice() {
+            [] => Ok(None),
+            [any] if any == "*" => Ok(Some(rest::Cors::any_origin())),
+            origins => rest::Cors::origins(origins).map(Some),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Limits {
@@ -83,6 +104,7 @@ pub(crate) struct Limits {
     pub(crate) max_queued: u32,
     pub(crate) total_timeout_ms: u64,
     pub(crate) idle_timeout_ms: u64,
+    pub(crate) upload_idle_timeout_ms: u64,
     pub(crate) ready_timeout_ms: u64,
     pub(crate) shutdown_grace_ms: u64,
 }
@@ -151,6 +173,8 @@ pub(crate) struct Driver {
 pub(crate) enum DriverKind {
     #[default]
     LocalProcess,
+    #[serde(rename = "openfaas")]
+    OpenFaas,
 }
 
 /// The name of the driver that there is where none is configured.
@@ -178,6 +202,7 @@ impl Config {
             let name = DEFAULT_DRIVER.parse().map_err(|error| Failure::usage(format!("{error}")))?;
             self.drivers.insert(name, Driver::default());
         }
+        self.cors.allowed().map_err(|error| sources.wrong("cors.origins", error.message()))?;
         match self.authentication.modes.as_slice() {
             [] => Err(sources.wrong("authentication.modes", "one is needed; none says that everybody may call")),
             [Mode::None] if !self.listen.ip().is_loopback() => {
@@ -188,6 +213,10 @@ impl Config {
                     self.listen.port()
                 );
                 Err(sources.wrong("listen", &reason))
+            }
+            [Mode::None] if !self.cors.origins.is_empty() => {
+                let reason = "without authentication no pages are let in; with --authentication api-keys these are";
+                Err(sources.wrong("cors.origins", reason))
             }
             [Mode::None] => Ok(self),
             modes if modes.contains(&Mode::None) => {
@@ -212,16 +241,13 @@ impl Config {
 
     /// The configuration as a file, without what is secret in it.
     pub(crate) fn to_toml(&self) -> Result<String> {
-        let mut shown = self.clone();
-        shown.store.url = masked(&shown.store.url);
-        shown.authentication.jwt.keys_url = shown.authentication.jwt.keys_url.as_deref().map(masked);
-        shown.secrets.memory.values_mut().for_each(|value| MASK.clone_into(value));
+        let derived: &[&str] = if self.is_in_data() { &["store.url"] } else { &[] };
         let failed = |error: toml::ser::Error| Failure::new(Exit::GatewayFailed, error.to_string());
-        Ok(settings::describe(&toml::Table::try_from(&shown).map_err(failed)?))
+        Ok(settings::describe(&toml::Table::try_from(self).map_err(failed)?, derived))
     }
 }
 
-const MASK: &str = "***";
+pub(crate) const MASK: &str = "***";
 
 /// A URL without the password that may be in it.
 pub(crate) fn masked(url: &str) -> String {
@@ -243,7 +269,10 @@ pub(crate) fn masked(url: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use function_gateway::drivers::local_process::LocalProcessConfig;
+    use function_gateway::drivers::openfaas::OpenFaasConfig;
 
     use super::*;
 
@@ -251,14 +280,15 @@ mod tests {
     fn every_setting_is_one_of_the_configuration() {
         let config: Config = settings::all();
         let driver = config.drivers.values().next().unwrap().clone();
-        // Whose settings are the driver's own. It tells which there are where it is given another.
-        let mut known: Vec<String> = driver.settings.keys().cloned().collect();
+        // Whose settings are the drivers' own. They tell which there are where they are given another.
         let other = toml::Table::from_iter([("other".to_owned(), toml::Value::from(1))]);
-        let error = LocalProcessConfig::deserialize(other).unwrap_err().message().to_owned();
-        let mut own: Vec<String> = error.split('`').skip(3).step_by(2).map(str::to_owned).collect();
-        known.sort();
-        own.sort();
-        assert_eq!(known, own, "{error}");
+        let errors = [
+            LocalProcessConfig::deserialize(other.clone()).unwrap_err().message().to_owned(),
+            OpenFaasConfig::deserialize(other).unwrap_err().message().to_owned(),
+        ];
+        let own = errors.iter().flat_map(|error| error.split('`').skip(3).step_by(2));
+        let known: BTreeSet<&str> = driver.settings.keys().map(String::as_str).collect();
+        assert_eq!(known, own.collect(), "{errors:?}");
     }
 
     #[test]

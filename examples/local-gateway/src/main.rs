@@ -30,6 +30,10 @@ use crate::exit::{Exit, Failure, Result};
 use crate::output::Format;
 use crate::settings::ServeFlags;
 
+/// Calls make many small allocations on several threads, at which this one is faster than that of the system.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Function Gateway for local trials: own the API of your functions.
 ///
 /// Without a command it serves: it starts a gateway that runs functions as processes on this machine.
@@ -132,5 +136,25 @@ impl Failure {
     /// The code of the problem that the gateway answered.
     pub(crate) fn code(&self) -> Option<&str> {
         self.problem.as_ref()?.get("code")?.as_str()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_help_says_what_everything_is() {
+        fn check(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            assert!(command.get_about().is_some(), "{path}");
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{path} {}", argument.get_id());
+            }
+            command.get_subcommands().for_each(|command| check(command, &path));
+        }
+        check(&Cli::command(), "");
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use std::{env, fs, process};
 
 use function_gateway::drivers::local_process::{LocalProcess, LocalProcessConfig};
+use function_gateway::drivers::openfaas::{OpenFaas, OpenFaasConfig};
 use function_gateway::middleware::secrets::{Secrets, SecretsOptions};
 use function_gateway::middleware::validation::Validation;
 use function_gateway::rest::auth::jwt::{JwtAuthenticator, JwtKeys, JwtOptions};
@@ -73,10 +74,10 @@ async fn gateway(config: &Config, store: SqlStore) -> Result<Gateway> {
         .store(Arc::new(store))
         .middleware_for_all(Arc::new(Validation::default()))
         .authorizer(Arc::new(ScopeAuthorizer));
-    for (name, settings) in &config.drivers {
-        gateway = gateway.driver(name.clone(), driver(name, settings)?);
-    }
     let secrets = secrets(config)?;
+    for (name, settings) in &config.drivers {
+        gateway = gateway.driver(name.clone(), driver(name, settings, &secrets)?);
+    }
     if !secrets.is_empty() {
         // For functions that get them when they are deployed, and for those that get them with each call.
         gateway = gateway
@@ -109,11 +110,28 @@ fn gateway_config(config: &Config) -> GatewayConfig {
     gateway
 }
 
-fn driver(name: &DriverName, driver: &Driver) -> Result<Arc<dyn FaasDriver>> {
-    let Driver { kind: DriverKind::LocalProcess, settings } = driver;
-    let config = LocalProcessConfig::deserialize(settings.clone())
-        .map_err(|error| Failure::usage(format!("`drivers.{name}`: {}", error.message())))?;
-    Ok(Arc::new(LocalProcess::new(config)?))
+fn driver(name: &DriverName, driver: &Driver, secrets: &SecretChain) -> Result<Arc<dyn FaasDriver>> {
+    let unread = |error: toml::de::Error| Failure::usage(format!("`drivers.{name}`: {}", error.message()));
+    let refused = |error: function_gateway::Error| {
+        let failure = Failure::from(error);
+        Failure { message: format!("`drivers.{name}`: {}", failure.message), ..failure }
+    };
+    let settings = driver.settings.clone();
+    Ok(match driver.kind {
+        DriverKind::LocalProcess => {
+            let config = LocalProcessConfig::deserialize(settings).map_err(unread)?;
+            Arc::new(LocalProcess::new(config).map_err(refused)?)
+        }
+        DriverKind::OpenFaas => {
+            let config = OpenFaasConfig::deserialize(settings).map_err(unread)?;
+            let driver = match secrets.is_empty() {
+                // It says so where it needs some.
+                true => OpenFaas::new(config),
+                false => OpenFaas::with_secrets(config, Arc::new(secrets.clone())),
+            };
+            Arc::new(driver.map_err(refused)?)
+        }
+    })
 }
 
 fn secrets(config: &Config) -> Result<SecretChain> {
@@ -155,7 +173,12 @@ fn api(
     tokens: Option<JwtAuthenticator>,
     metrics: PrometheusHandle,
 ) -> Result<RestApi> {
-    let options = RestOptions::default().with_max_document_bytes(config.limits.max_document_bytes);
+    let mut options = RestOptions::default()
+        .with_max_document_bytes(config.limits.max_document_bytes)
+        .with_upload_idle_timeout(Duration::from_millis(config.limits.upload_idle_timeout_ms));
+    if let Some(cors) = config.cors.allowed()? {
+        options = options.with_cors(cors);
+    }
     let mut api = RestApi::builder(gateway.clone()).options(options).metrics(move || metrics.render());
     let modes = &config.authentication.modes;
     if modes.contains(&Mode::None) {
@@ -263,6 +286,7 @@ mod tests {
         assert_eq!(format!("{:?}", gateway_config(&ours)), format!("{:?}", GatewayConfig::default()));
         let options = RestOptions::default();
         assert_eq!(ours.limits.max_document_bytes, options.max_document_bytes);
+        assert_eq!(Duration::from_millis(ours.limits.upload_idle_timeout_ms), options.upload_idle_timeout);
         let options = ServeOptions::default();
         assert_eq!(ours.limits.max_connections, options.max_connections);
         assert_eq!(Duration::from_millis(ours.limits.shutdown_grace_ms), options.grace);

@@ -7,11 +7,16 @@ use http::header::{HOST, HeaderMap, HeaderName, ORIGIN};
 use http::request::Parts;
 use http::uri::Authority;
 
+/// From where the page is that makes a browser send a request (Fetch Metadata). Loopback addresses get it without TLS too.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+const PAGES: &str = "without authentication, pages that are from elsewhere are not let in";
+
 /// Takes every request of this machine for one of the same principal.
 ///
 /// A gateway that listens on a loopback address can still be reached by any page that a browser on this machine shows: by the
-/// address itself, or by a name of the page's own that it has lead here (DNS rebinding). The first is told by `Origin`, the
-/// second by `Host`.
+/// address itself, or by a name of the page's own that it has lead here (DNS rebinding). The second is told by `Host`, the first
+/// by `Origin` and, where a page makes the browser send none (an image, a script, a link), by `Sec-Fetch-Site`.
 #[derive(Debug)]
 pub(crate) struct ThisMachine(Anonymous);
 
@@ -32,9 +37,12 @@ impl Authenticator for ThisMachine {
         if let Some(origin) = text(&request.headers, ORIGIN) {
             let authority = origin.split_once("://").and_then(|(_, authority)| authority.parse().ok());
             if !authority.as_ref().is_some_and(is_this_machine) {
-                let message = "without authentication, pages of other machines are not let in";
-                return Err(Error::new(ErrorKind::PermissionDenied, message));
+                return Err(Error::new(ErrorKind::PermissionDenied, PAGES));
             }
+        }
+        // `none` is what the user asks for, such as by typing an address.
+        if text(&request.headers, SEC_FETCH_SITE).is_some_and(|site| !matches!(site, "none" | "same-origin")) {
+            return Err(Error::new(ErrorKind::PermissionDenied, PAGES));
         }
         self.0.authenticate(request).await
     }
@@ -55,10 +63,10 @@ fn is_this_machine(authority: &Authority) -> bool {
 mod tests {
     use super::*;
 
-    async fn is_let_in(host: &str, origin: Option<&str>) -> bool {
+    async fn is_let_in(host: &str, header: Option<(HeaderName, &str)>) -> bool {
         let mut request = http::Request::get("/v1/me").header(HOST, host);
-        if let Some(origin) = origin {
-            request = request.header(ORIGIN, origin);
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
         let principal = Principal::new("local".parse().unwrap(), "anonymous".parse().unwrap());
@@ -70,16 +78,22 @@ mod tests {
         for host in ["127.0.0.1:8080", "localhost", "LocalHost:1", "[::1]:8080", "127.1.2.3"] {
             assert!(is_let_in(host, None).await, "{host}");
         }
-        assert!(is_let_in("localhost:8080", Some("http://localhost:3000")).await);
+        assert!(is_let_in("localhost:8080", Some((ORIGIN, "http://localhost:3000"))).await);
+        for site in ["none", "same-origin"] {
+            assert!(is_let_in("localhost:8080", Some((SEC_FETCH_SITE, site))).await, "{site}");
+        }
     }
 
     #[tokio::test]
-    async fn pages_of_other_machines_are_not() {
+    async fn pages_from_elsewhere_are_not() {
         for host in ["evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", ""] {
             assert!(!is_let_in(host, None).await, "{host}");
         }
         for origin in ["https://evil.example", "null", "http://127.0.0.1.evil.example"] {
-            assert!(!is_let_in("localhost:8080", Some(origin)).await, "{origin}");
+            assert!(!is_let_in("localhost:8080", Some((ORIGIN, origin))).await, "{origin}");
+        }
+        for site in ["cross-site", "same-site", "new-site"] {
+            assert!(!is_let_in("localhost:8080", Some((SEC_FETCH_SITE, site))).await, "{site}");
         }
     }
 }

@@ -89,9 +89,13 @@ impl Welcome<'_> {
         let mut lines = Vec::new();
         let mut curl = "curl".to_owned();
         if self.config.has_authentication() {
-            let flags = match (self.file, self.config.is_in_data()) {
-                (Some(file), _) => format!("--config {}", quoted(&file.to_string_lossy())),
-                (None, true) => format!("--data {}", quoted(&self.config.data.to_string_lossy())),
+            let file = self.file.map(|file| format!("--config {}", quoted(&file.to_string_lossy())));
+            // Of the file too, since it may have another folder.
+            let data = format!("--data {}", quoted(&self.config.data.to_string_lossy()));
+            let flags = match (file, self.config.is_in_data()) {
+                (Some(file), true) => format!("{file} {data}"),
+                (Some(file), false) => file,
+                (None, true) => data,
                 (None, false) => "--store \"$STORE_URL\"".to_owned(),
             };
             let tenant = &self.config.tenant;

@@ -29,9 +29,13 @@ enum ExecutionsCommand {
     /// List executions, newest first
     List(List),
     /// Show what is kept of an execution
-    Get { id: String },
+    Get {
+        /// Id of the execution, as `executions list` shows it
+        id: String,
+    },
     /// Show what a function logged in an execution
     Logs {
+        /// Id of the execution, as `executions list` shows it
         id: String,
         /// Go on until the execution ends
         #[arg(long, short)]

@@ -39,9 +39,13 @@ enum FunctionCommand {
         limit: u32,
     },
     /// Show a function
-    Get { name: String },
+    Get {
+        /// Name of the function
+        name: String,
+    },
     /// Delete a function
     Delete {
+        /// Name of the function
         name: String,
         /// How long to wait until it is gone, in seconds
         #[arg(long, value_name = "SECONDS", default_value_t = WAIT)]

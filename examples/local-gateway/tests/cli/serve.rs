@@ -87,11 +87,55 @@ fn pages_that_a_browser_shows_are_kept_out() {
     let folder = folder();
     let gateway = Gateway::start(folder.path(), &["--no-samples"]);
     assert_eq!(get(&gateway, "/v1/me", None).0, 200);
-    for (name, value) in [(HOST, "evil.example"), (HeaderName::from_static("origin"), "https://evil.example")] {
+    for (name, value) in [
+        (HOST, "evil.example"),
+        (HeaderName::from_static("origin"), "https://evil.example"),
+        (HeaderName::from_static("sec-fetch-site"), "cross-site"),
+    ] {
         let (status, body) = get(&gateway, "/v1/me", Some((name, value)));
         assert_eq!(status, 403, "{body}");
         assert!(body.contains("permission_denied"), "{body}");
     }
+}
+
+#[test]
+fn pages_that_are_configured_are_let_in() {
+    let folder = folder();
+    let any = Gateway::start(&folder.path().join("a"), &["--authentication", "api-keys", "--set", "cors.origins=*"]);
+    let args = ["--authentication", "api-keys", "--set", "cors.origins=https://app.example.com"];
+    let one = Gateway::start(&folder.path().join("b"), &args);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for (gateway, origin, allowed) in [
+        (&any, "https://app.example.com", Some("*")),
+        (&one, "https://app.example.com", Some("https://app.example.com")),
+        (&one, "https://evil.example", None),
+    ] {
+        let request = reqwest::Client::new().get(format!("{}/healthz", gateway.url)).header("origin", origin);
+        let answer = runtime.block_on(request.send()).unwrap();
+        let header = answer.headers().get("access-control-allow-origin").map(|value| value.to_str().unwrap());
+        assert_eq!(header, allowed, "{origin}");
+    }
+}
+
+#[test]
+fn the_time_of_uploads_is_as_it_is_set() {
+    let folder = folder();
+    let gateway = Gateway::start(folder.path(), &["--no-samples", "--set", "limits.upload_idle_timeout_ms=77"]);
+    let (_, limits) = get(&gateway, "/v1/limits", None);
+    assert!(limits.contains("\"upload_idle_ms\":77"), "{limits}");
+}
+
+#[test]
+fn drivers_of_all_kinds_are_there_and_take_the_secrets_that_are_configured() {
+    let folder = folder();
+    let config = "[drivers.local]\nkind = 'local-process'\n[drivers.faas]\nkind = 'openfaas'\nauth.bearer.token = 'token'\n\
+                  [secrets.memory]\n'function-gateway/token' = 'x'\n";
+    let config = file(&folder, "a.toml", config);
+    let gateway = Gateway::start(&folder.path().join("data"), &["--no-samples", "--config", &config]);
+    let (_, drivers) = get(&gateway, "/v1/drivers", None);
+    let drivers: Value = serde_json::from_str(&drivers).unwrap();
+    let kinds: Vec<_> = drivers.as_array().unwrap().iter().map(|driver| driver["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["openfaas", "local-process"], "{drivers}");
 }
 
 #[test]
