@@ -442,7 +442,7 @@ mod tests {
             .with_annotation("openfaas.com/label.com.openfaas.scale.factor", "20")
             .with_annotation("openfaas.com/annotation.topic", "t");
         let mut run = ImageWorkload::new("lab/fn:v1");
-        (run.command, run.args) = (vec!["/home/app/fn".to_owned()], vec!["--fast".to_owned()]);
+        (run.command, run.args) = (vec!["/usr/bin/fn".to_owned()], vec!["--fast".to_owned()]);
         full.run = run.into();
         (full.limits.memory_bytes, full.limits.cpu_millis) = (Some(64 << 20), Some(100));
         full.timeouts.total = Some(Duration::from_millis(1500));
@@ -459,7 +459,7 @@ mod tests {
             json!({
                 "image": "lab/fn:v1",
                 "namespace": "staging",
-                "envProcess": "/home/app/fn --fast",
+                "envProcess": "/usr/bin/fn --fast",
                 "envVars": {
                     "A": "1", "API_KEY_FILE": file, "exec_timeout": "3s", "max_inflight": "8", "read_timeout": "3s",
                     "write_timeout": "3s"
