@@ -10,12 +10,14 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
-use function_gateway_core::{CallContext, Error, ErrorKind, ProvidedSecret, Result, SecretProvider, SecretRef};
+use function_gateway_core::{
+    CallContext, Error, ErrorKind, ProvidedSecret, Result, SecretProvider, SecretRef, TenantId,
+};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::config::{HttpVersion, OpenFaasAuth, OpenFaasConfig};
+use crate::config::{HttpVersion, OWN_TENANT, OpenFaasAuth, OpenFaasConfig};
 use crate::error::{of_management, of_transport};
 use crate::mapping::FunctionDocument;
 use crate::names::Target;
@@ -221,7 +223,9 @@ impl Client {
                 .with_context("secret", secret.as_str())
         };
         let provider = self.secrets.as_ref().ok_or_else(missing)?;
-        provider.get(cx, &self.config.secret_tenant, secret).await?.ok_or_else(missing)
+        let own = || TenantId::new(OWN_TENANT);
+        let tenant = self.config.secret_tenant.clone().map_or_else(own, Ok)?;
+        provider.get(cx, &tenant, secret).await?.ok_or_else(missing)
     }
 
     /// The header that shows who the driver is. Kept until the engine does not take it, or a probe.

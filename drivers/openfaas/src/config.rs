@@ -67,7 +67,7 @@ pub struct OpenFaasConfig {
     /// How the driver shows who it is.
     pub auth: OpenFaasAuth,
     /// The tenant whose secrets the credentials and the client certificate are; `function-gateway` unless set.
-    pub secret_tenant: TenantId,
+    pub secret_tenant: Option<TenantId>,
     /// The namespace of functions that choose none; the engine's own default unless set. It is part of what the gateway
     /// stores of a deployment: changing it moves functions by their next update.
     pub namespace: Option<String>,
@@ -102,18 +102,15 @@ fn millis<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration,
     u64::deserialize(deserializer).map(Duration::from_millis)
 }
 
-/// The tenant of the gateway's own secrets.
-#[expect(clippy::expect_used, reason = "a constant that is a valid name; a test makes one")]
-fn own_tenant() -> TenantId {
-    TenantId::new("function-gateway").expect("a valid name")
-}
+/// The tenant of the gateway's own secrets, unless another one is set.
+pub(crate) const OWN_TENANT: &str = "function-gateway";
 
 impl Default for OpenFaasConfig {
     fn default() -> Self {
         Self {
             url: "http://127.0.0.1:8080".to_owned(),
             auth: OpenFaasAuth::None,
-            secret_tenant: own_tenant(),
+            secret_tenant: None,
             namespace: None,
             namespaces: BTreeSet::new(),
             ca_pem: None,
@@ -145,7 +142,7 @@ impl OpenFaasConfig {
     /// Sets the tenant whose secrets the credentials are.
     #[must_use]
     pub fn with_secret_tenant(mut self, tenant: TenantId) -> Self {
-        self.secret_tenant = tenant;
+        self.secret_tenant = Some(tenant);
         self
     }
 
@@ -294,6 +291,6 @@ mod tests {
             assert!(!format!("{error:?}").contains("canary"), "{error:?}");
         }
         assert_eq!(OpenFaasConfig::new("https://faas/below/").validate().unwrap().path(), "/below/");
-        assert_eq!(own_tenant().as_str(), "function-gateway");
+        assert!(TenantId::new(OWN_TENANT).is_ok());
     }
 }

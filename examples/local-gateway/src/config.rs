@@ -1,5 +1,4 @@
-//! The configuration as the program uses it. What each setting means, and its default, stands in
-//! [`settings`](crate::settings).
+//! The configuration as the program uses it. What each setting means, and its default, stands in [`settings`].
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
