@@ -18,7 +18,7 @@ Steps, cheap ones first; the first that fails ends the run:
   architecture   the invariants between crates
   licences       the licences of all dependencies
   lint           cargo clippy, all targets, all features, warnings are errors
-  features       each crate alone, without features and with each of them
+  features       each published crate alone, without features and with each of them
   runtimes       the runtimes of others that functions of the tests need, from their registries
   test           all tests, doc tests included, and those that need the runtimes or a database server
   api-docs       cargo doc, warnings are errors
@@ -190,7 +190,8 @@ fn lint(workspace: &Workspace) -> Result<()> {
 }
 
 fn features(workspace: &Workspace) -> Result<()> {
-    for package in workspace.members() {
+    // What is not published is built with the rest of the workspace, as nobody depends on it.
+    for package in workspace.members().filter(|package| package.is_published()) {
         for feature in std::iter::once(None).chain(features_of(package).into_iter().map(Some)) {
             let mut command = workspace.cargo(["check", "--quiet", "--no-default-features", "-p", &package.name]);
             if let Some(feature) = feature {

@@ -24,6 +24,8 @@ const BATCH_BYTES: usize = 8 * 1024 * 1024;
 const MAX_BEGUN: usize = 100_000;
 /// How often others get their turn before a batch that somebody waits for is written.
 const GATHER: usize = 8;
+/// After so many records that are encoded, others on the same thread get their turn.
+const ENCODE: usize = 16;
 /// How long a batch may take at least, however short an operation is to be.
 const MIN_ATTEMPT: Duration = Duration::from_secs(30);
 /// After so many tries that took too long, and that met an unexpected row, a batch is written in halves.
@@ -273,7 +275,7 @@ impl Task {
         while self.arrived().await {
             self.gather().await;
             let jobs = self.take();
-            let (batch, flushes) = encode(jobs);
+            let (batch, flushes) = encode(jobs).await;
             self.keep(batch).await;
             for flush in flushes {
                 // Who waits no longer needs no answer.
@@ -534,9 +536,12 @@ fn count(jobs: &VecDeque<Job>) -> usize {
 }
 
 /// What is to be written, and who waits until it is.
-fn encode(jobs: Vec<Job>) -> (Batch, Vec<Reply>) {
+async fn encode(jobs: Vec<Job>) -> (Batch, Vec<Reply>) {
     let (mut batch, mut flushes) = (Batch::default(), Vec::new());
-    for job in jobs {
+    for (index, job) in jobs.into_iter().enumerate() {
+        if index % ENCODE == ENCODE - 1 {
+            tokio::task::yield_now().await;
+        }
         let (encoded, reply, room) = match job {
             Job::Flush(reply) => {
                 flushes.push(reply);
