@@ -53,13 +53,13 @@ async fn host() {
             }
         }
     }
-    println!("pid {}", reaper_of(std::process::id()));
+    println!("pid {}", reaper_of(std::process::id()).await);
     println!("ready");
     drop((call.await, worker));
 }
 
 /// The process that is to end the others, by its parent and its name, which it has once it has begun.
-fn reaper_of(host: u32) -> u32 {
+async fn reaper_of(host: u32) -> u32 {
     let is_reaper = |pid: &u32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -73,7 +73,7 @@ fn reaper_of(host: u32) -> u32 {
             return pid;
         }
         // sleep: between two looks at what another process becomes.
-        std::thread::sleep(Duration::from_millis(2));
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     panic!("there is no reaper");
 }
@@ -128,12 +128,12 @@ async fn a_reaper_that_is_killed_is_replaced() {
     let function = Deployed::new(sh("exec cat")).await;
     function.call("x").await.unwrap();
     let own = std::process::id();
-    let first = reaper_of(own);
+    let first = reaper_of(own).await;
     let pid = rustix::process::Pid::from_raw(first.cast_signed()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     ended(first.cast_signed()).await;
     function.call("x").await.unwrap();
-    assert_ne!(reaper_of(own), first);
+    assert_ne!(reaper_of(own).await, first);
     function.stop().await;
 }
 
