@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use function_gateway_core::{
-    CallContext, Deadline, Error, ErrorKind, Principal, Result as CoreResult, TraceParent, Violation,
+    CallContext, Deadline, Error, ErrorKind, Principal, PrincipalId, Result as CoreResult, TraceParent, Violation,
 };
 use http::header::{self, HeaderName};
 use http::request::Parts;
@@ -27,6 +27,11 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
+    /// Whom a query names: `me` is the caller.
+    pub(crate) fn named(&self, name: PrincipalId) -> PrincipalId {
+        if name.as_str() == "me" { self.principal.id.clone() } else { name }
+    }
+
     /// The context of an operation in the caller's name.
     pub(crate) fn context(&self) -> CallContext {
         let cx = CallContext::new(Arc::clone(&self.principal));

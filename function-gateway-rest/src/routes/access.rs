@@ -131,10 +131,7 @@ struct Filter {
 async fn audit(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQuery<Filter>) -> Answer {
     let mut filter = AuditFilter::default();
     filter.function = query.function;
-    filter.principal = query.principal.map(|name| match name.as_str() {
-        "me" => caller.principal.id.clone(),
-        _ => name,
-    });
+    filter.principal = query.principal.map(|name| caller.named(name));
     filter.action = query.action;
     (filter.from, filter.until) = (query.from, query.until);
     let page = page_request(query.limit, query.cursor)?;

@@ -76,10 +76,7 @@ impl Filter {
         filter.function = self.function_id;
         filter.state = self.state;
         filter.class = self.class;
-        filter.caller = self.caller.clone().map(|name| match name.as_str() {
-            "me" => caller.principal.id.clone(),
-            _ => name,
-        });
+        filter.caller = self.caller.clone().map(|name| caller.named(name));
         filter.labels = labels(&self.label)?;
         (filter.from, filter.until) = (self.from, self.until);
         Ok(filter)

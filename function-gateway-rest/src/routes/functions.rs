@@ -139,10 +139,7 @@ fn of_function(function: &Function) -> Response {
 )]
 async fn list(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQuery<Filter>) -> Answer {
     let mut filter = FunctionFilter::all();
-    filter.owner = query.owner.map(|owner| match owner.as_str() {
-        "me" => caller.principal.id.clone(),
-        _ => owner,
-    });
+    filter.owner = query.owner.map(|owner| caller.named(owner));
     filter.labels = labels(&query.label)?;
     filter.phase = query.phase;
     filter.driver = query.driver;
