@@ -11,7 +11,7 @@ use function_gateway_core::{
 };
 use function_gateway_rest::serve::{ServeOptions, serve};
 use function_gateway_rest::{ApiKeyAuthenticator, MintedKey, RestApi, RestApiBuilder, RestOptions};
-use function_gateway_testkit::{Engine, Handler, ScriptedDriver};
+use function_gateway_testkit::{Engine, Gate, Handler, ScriptedDriver};
 use function_gateway_validation::Validation;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
@@ -208,5 +208,17 @@ pub(crate) fn logging(text: &'static str) -> Handler {
     Handler::new(async move |_, request| {
         request.logs.write(text.as_bytes());
         Ok(InvokeResponse::new(StatusCode::OK, ""))
+    })
+}
+
+/// A function that waits at a gate.
+pub(crate) fn waiting(gate: &Gate) -> Handler {
+    let gate = gate.clone();
+    Handler::new(move |_, _| {
+        let gate = gate.clone();
+        async move {
+            gate.pass().await;
+            Ok(InvokeResponse::new(StatusCode::OK, "in time"))
+        }
     })
 }

@@ -10,7 +10,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::common::{Server, Setup, header, json_of, problem, until};
+use crate::common::{Server, Setup, header, json_of, problem, until, waiting};
 
 #[tokio::test]
 async fn a_call_gets_the_functions_answer() {
@@ -200,14 +200,7 @@ async fn a_call_says_how_long_its_caller_waits() {
     let server = Server::start().await;
     server.create("slow").await;
     let gate = Gate::new();
-    let wait = gate.clone();
-    server.engine.on_invoke(Handler::new(move |_, _| {
-        let gate = wait.clone();
-        async move {
-            gate.pass().await;
-            Ok(InvokeResponse::new(StatusCode::OK, ""))
-        }
-    }));
+    server.engine.on_invoke(waiting(&gate));
     let call = |timeout: &str| {
         server.request(Method::POST, "/v1/functions/slow/invocations").header("x-function-timeout-ms", timeout)
     };
@@ -320,14 +313,7 @@ async fn a_client_that_hangs_up_before_the_answer_cancels_its_call() {
     let server = Server::start().await;
     server.create("slow").await;
     let gate = Gate::new();
-    let wait = gate.clone();
-    server.engine.on_invoke(Handler::new(move |_, _| {
-        let gate = wait.clone();
-        async move {
-            gate.pass().await;
-            Ok(InvokeResponse::new(StatusCode::OK, ""))
-        }
-    }));
+    server.engine.on_invoke(waiting(&gate));
     let call = server.request(Method::POST, "/v1/functions/slow/invocations").body("x");
     let call = tokio::spawn(call.send());
     gate.reached_by(1).await;

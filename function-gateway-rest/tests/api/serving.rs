@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use function_gateway_core::InvokeResponse;
 use function_gateway_rest::serve::ServeOptions;
 use function_gateway_rest::{Cors, RestOptions};
 use function_gateway_testkit::{Gate, Handler};
@@ -10,7 +9,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::common::{Server, Setup, header, json_of, problem, until};
+use crate::common::{Server, Setup, header, json_of, problem, until, waiting};
 
 #[tokio::test]
 async fn health_and_description_are_for_everybody() {
@@ -191,18 +190,6 @@ async fn who_waits_for_leave_to_send_is_refused_before_sending() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"), "{answer}");
-}
-
-/// A function that waits at a gate.
-fn waiting(gate: &Gate) -> Handler {
-    let gate = gate.clone();
-    Handler::new(move |_, _| {
-        let gate = gate.clone();
-        async move {
-            gate.pass().await;
-            Ok(InvokeResponse::new(StatusCode::OK, "in time"))
-        }
-    })
 }
 
 #[tokio::test]
