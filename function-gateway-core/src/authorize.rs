@@ -17,7 +17,7 @@ use crate::{
 pub use scopes::ScopeAuthorizer;
 
 /// Who calls, as the host's authentication found out.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Principal {
     /// The tenant that the credential belongs to.
@@ -25,6 +25,7 @@ pub struct Principal {
     /// Who it is.
     pub id: PrincipalId,
     /// What the credential was given, for an [`Authorizer`] to go by.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub scopes: BTreeSet<String>,
 }
 

@@ -176,6 +176,12 @@ error_kinds! {
     AlreadyExists = "already_exists", Caller, 409, Never, NotSent;
     /// The payload did not come in time.
     RequestTimeout = "request_timeout", Caller, 408, Transient, NotSent;
+    /// The function was sent something else under the same idempotency key.
+    IdempotencyMismatch = "idempotency_mismatch", Caller, 422, Never, NotSent;
+    /// What was sent under the same idempotency key is still being executed.
+    InProgress = "in_progress", Caller, 409, Transient, NotSent;
+    /// It was executed, and its result was streamed, too large to be kept, or is kept no longer.
+    ResultNotKept = "result_not_kept", Caller, 410, Never, Executed;
     /// Somebody else changed it at the same time.
     Conflict = "conflict", Caller, 409, Transient, NotSent;
     /// It is not in the state that the caller made a condition.
@@ -210,6 +216,8 @@ error_kinds! {
     Store = "store", Gateway, 503, Transient, NotSent;
     /// The gateway is shutting down.
     ShuttingDown = "shutting_down", Gateway, 503, Transient, NotSent;
+    /// The gateway that executed it died: nobody knows how it ended.
+    Lost = "lost", Gateway, 500, Never, Unknown;
     /// A fault of the gateway itself.
     Internal = "internal", Gateway, 500, Never, Unknown;
 }

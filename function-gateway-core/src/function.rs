@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::time::millis;
 use crate::{
-    DriverName, DriverRef, FunctionId, FunctionKey, Generation, PrincipalId, Protocol, SecretRef, Timestamp, Version,
+    AsyncPolicy, DriverName, DriverRef, FunctionId, FunctionKey, Generation, PrincipalId, Protocol, SecretRef,
+    Timestamp, Version,
 };
 
 /// Fields of a document that this version of the gateway does not know.
@@ -81,6 +82,9 @@ pub struct FunctionSpec {
     /// When a failed call is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryPolicy>,
+    /// How invocations are tried that were submitted for later.
+    #[serde(rename = "async", default, skip_serializing_if = "Option::is_none")]
+    pub async_policy: Option<Box<AsyncPolicy>>,
     /// Whether executing it twice with one payload is the same as once. Only then a call that may have been
     /// delivered is tried again.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -134,6 +138,7 @@ impl FunctionSpec {
             limits: Limits::default(),
             scale: None,
             retry: None,
+            async_policy: None,
             idempotent: false,
             streaming: false,
             readiness_path: None,

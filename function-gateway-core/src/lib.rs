@@ -55,6 +55,7 @@ mod key;
 mod layers;
 mod manager;
 mod middleware;
+mod queue;
 mod reconcile;
 mod record;
 mod registry;
@@ -63,6 +64,7 @@ mod running;
 #[cfg(feature = "openapi")]
 mod schema;
 mod secret;
+mod settle;
 pub mod store;
 mod time;
 mod trace;
@@ -100,6 +102,12 @@ pub use key::{
 };
 pub use manager::{FunctionManager, FunctionManagerExt, Precondition};
 pub use middleware::{BodyAccess, Middleware, MiddlewareFactory, Next, Settings, Stage};
+pub use queue::{
+    Acceptance, Accepted, Attempt, Cancelling, DeadLetterFilter, Dispatch, Due, EventRef, IdempotencyKey,
+    InvocationQueue, Lineage, Progress, QueueDepth, QueueLease, QueueLimits, QueueNotifier, QueueSignal, QueueState,
+    QueuedInvocation, Sequence, Settled, Settlement, StoredAnswer, StoredRequest, Submission, TakeRequest, Taken,
+    TakenInvocation, Work,
+};
 pub use reconcile::{Reconciled, Swept};
 pub use record::{
     Failure, InvocationRecord, InvocationState, KeptBytes, Quantiles, RecordFilter, Retention, Statistics,
@@ -110,9 +118,10 @@ pub use secret::{
     DirectorySecrets, EnvironmentSecrets, MemorySecrets, ProvidedSecret, REDACTED, Redactor, Secret, SecretChain,
     SecretProvider, SecretVariable, StreamRedactor,
 };
+pub use settle::{AsyncPolicy, CallbackTarget, Destination};
 pub use store::{
-    ApiKeyStore, Cursor, CursorKind, Durability, FunctionFilter, FunctionStore, InvocationStore, Lease, Page,
-    PageRequest, UnreadableRow,
+    ApiKeyStore, Cursor, CursorKind, DocumentStore, Durability, FunctionFilter, FunctionStore, InvocationStore, Lease,
+    Page, PageRequest, StoredDocument, UnreadableRow,
 };
 pub use time::{Clock, Deadline, SystemClock, Timestamp};
 pub use trace::TraceParent;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
-    Delivery, DriverName, ErrorClass, FunctionId, FunctionKey, FunctionName, Generation, InvocationId, Origin,
+    Delivery, DriverName, ErrorClass, FunctionId, FunctionKey, FunctionName, Generation, InvocationId, Lineage, Origin,
     PrincipalId, TimedPhase, Timestamp, Timings, TraceParent,
 };
 
@@ -213,6 +213,9 @@ pub struct InvocationRecord {
     /// What the function logged, up to a limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logs: Option<KeptBytes>,
+    /// Where it comes from, where it was submitted for later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<Box<Lineage>>,
 }
 
 impl InvocationRecord {
@@ -243,6 +246,7 @@ impl InvocationRecord {
             payload: None,
             result: None,
             logs: None,
+            lineage: None,
         }
     }
 }

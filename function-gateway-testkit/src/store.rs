@@ -220,13 +220,15 @@ pub fn __block_on(case: impl Future<Output = ()>) {
 }
 
 /// The lists that there are.
-const CURSORS: [CursorKind; 6] = [
+const CURSORS: [CursorKind; 8] = [
     CursorKind::Functions,
     CursorKind::Revisions,
     CursorKind::Records,
     CursorKind::Scan,
     CursorKind::ApiKeys,
     CursorKind::Audit,
+    CursorKind::DeadLetters,
+    CursorKind::Documents,
 ];
 
 /// A tenant that no other case knows.

@@ -312,6 +312,65 @@ pub trait ApiKeyStore: fmt::Debug + Send + Sync + 'static {
     async fn revoke_key(&self, tenant: &TenantId, id: ApiKeyId, at: Timestamp) -> Result<Arc<ApiKey>>;
 }
 
+/// A small document that something beside the gateway keeps for a tenant, such as a subscription.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoredDocument {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// What it is: at most 64 bytes.
+    pub kind: String,
+    /// Its name among those of its kind: at most 255 bytes.
+    pub name: String,
+    /// Counts its changes, from 1.
+    pub version: Version,
+    /// The document, in its owner's form: at most 256 KiB.
+    pub content: String,
+}
+
+impl StoredDocument {
+    /// A new document.
+    #[must_use]
+    pub fn new(tenant: TenantId, kind: impl Into<String>, name: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { tenant, kind: kind.into(), name: name.into(), version: Version::FIRST, content: content.into() }
+    }
+}
+
+/// Keeps small documents for what is built on the gateway.
+///
+/// # Errors
+/// Beside those that a method names: [`ErrorKind::Store`] where the store itself fails.
+///
+/// # Cancel safety
+/// A write whose future is dropped is done or not done, never half done.
+#[async_trait]
+pub trait DocumentStore: fmt::Debug + Send + Sync + 'static {
+    /// Adds a document, or with `expected` replaces the one that has this version. Gives it with its version: the first one,
+    /// or the successor of `expected`.
+    ///
+    /// # Errors
+    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists) for a new one whose name is taken;
+    /// [`NotFound`](crate::ErrorKind::NotFound) where there is nothing to replace;
+    /// [`Conflict`](crate::ErrorKind::Conflict) where the version differs.
+    async fn put_document(&self, document: &StoredDocument, expected: Option<Version>) -> Result<StoredDocument>;
+
+    /// Reads a document.
+    async fn document(&self, tenant: &TenantId, kind: &str, name: &str) -> Result<Option<StoredDocument>>;
+
+    /// Reads a page of a tenant's documents of a kind, in the order of their names.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a cursor that is not of such a list.
+    async fn documents(&self, tenant: &TenantId, kind: &str, page: &PageRequest) -> Result<Page<StoredDocument>>;
+
+    /// Removes a document, with `expected` only if it has this version.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound); [`Conflict`](crate::ErrorKind::Conflict) where the version differs.
+    async fn delete_document(&self, tenant: &TenantId, kind: &str, name: &str, expected: Option<Version>)
+    -> Result<()>;
+}
+
 /// Sorts a page's limit out: what was asked, within what a store gives at once.
 pub(crate) const MAX_PAGE: usize = 1000;
 

@@ -40,6 +40,10 @@ pub enum CursorKind {
     ApiKeys,
     /// A tenant's audit events.
     Audit,
+    /// A tenant's dead letters.
+    DeadLetters,
+    /// A tenant's documents of a kind.
+    Documents,
 }
 
 impl CursorKind {
@@ -51,6 +55,8 @@ impl CursorKind {
             Self::Scan => b's',
             Self::ApiKeys => b'k',
             Self::Audit => b'a',
+            Self::DeadLetters => b'd',
+            Self::Documents => b'o',
         }
     }
 }
