@@ -62,8 +62,14 @@ pub enum Action {
     List,
     /// Execute a function.
     Invoke,
-    /// Read records and statistics of executions.
+    /// Read records and statistics of executions, dead letters among them.
     ReadExecutions,
+    /// End an execution that was accepted.
+    Cancel,
+    /// Have dead letters executed again.
+    Redrive,
+    /// Forget dead letters.
+    Purge,
     /// Read the audit events of the tenant.
     ReadAudit,
     /// Read the API keys of the tenant, but for what only their holders know.
@@ -88,6 +94,9 @@ impl Action {
             Self::List => "list",
             Self::Invoke => "invoke",
             Self::ReadExecutions => "read_executions",
+            Self::Cancel => "cancel",
+            Self::Redrive => "redrive",
+            Self::Purge => "purge",
             Self::ReadAudit => "read_audit",
             Self::ReadKeys => "read_keys",
             Self::CreateKey => "create_key",
@@ -99,7 +108,14 @@ impl Action {
     /// Whether it changes something, so that it is audited.
     pub(crate) fn is_change(self) -> bool {
         match self {
-            Self::Create | Self::Update | Self::Delete | Self::CreateKey | Self::RevokeKey => true,
+            Self::Create
+            | Self::Update
+            | Self::Delete
+            | Self::Cancel
+            | Self::Redrive
+            | Self::Purge
+            | Self::CreateKey
+            | Self::RevokeKey => true,
             Self::Read
             | Self::List
             | Self::Invoke

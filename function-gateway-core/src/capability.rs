@@ -117,6 +117,8 @@ pub enum SpecField {
     AttemptTimeout,
     /// `timeouts.total_ms`, `timeouts.first_byte_ms` and `timeouts.idle_ms`
     TotalTimeout,
+    /// `async`
+    Async,
     /// `record`
     Record,
 }
@@ -134,6 +136,7 @@ impl SpecField {
             Self::Retry => "/retry",
             Self::AttemptTimeout => "/timeouts/attempt_ms",
             Self::TotalTimeout => "/timeouts/total_ms",
+            Self::Async => "/async",
             Self::Record => "/record",
         }
     }
@@ -157,6 +160,7 @@ impl SpecField {
             (Self::Retry, spec.retry.is_some()),
             (Self::AttemptTimeout, timeouts.attempt.is_some()),
             (Self::TotalTimeout, total),
+            (Self::Async, spec.async_policy.is_some()),
             (Self::Record, spec.record != RecordPolicy::default()),
         ];
         candidates.into_iter().filter_map(|(field, used)| used.then_some(field)).collect()
@@ -286,6 +290,10 @@ pub(crate) fn check_shape(spec: &FunctionSpec, found: &mut Vec<Violation>) {
     {
         add("/scale/min".into(), format!("is greater than `max`, which is {max}"));
     }
+    if let Some(policy) = &spec.async_policy {
+        policy.check("/async", found);
+    }
+    let mut add = |pointer: String, reason: String| found.push(Violation::new(pointer, reason));
     if let Some(retry) = &spec.retry {
         if !(1..=MAX_ATTEMPTS).contains(&retry.max_attempts) {
             add("/retry/max_attempts".into(), format!("must be from 1 to {MAX_ATTEMPTS}"));

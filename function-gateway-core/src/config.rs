@@ -39,6 +39,8 @@ pub struct GatewayConfig {
     pub max_kept_bytes: u32,
     /// The bound on how many calls of a function may wait for their turn. Default: 10,000.
     pub max_queued: u32,
+    /// Sizes and times of invocations that are submitted for later, or under an idempotency key.
+    pub queue: QueueConfig,
     /// What is recorded of executions whose specification does not say.
     pub record: RecordDefaults,
     /// How long records, figures and audit events are kept. Default: all of them.
@@ -71,6 +73,7 @@ impl Default for GatewayConfig {
             max_response_bytes: 16 * MIB,
             max_kept_bytes: 1024 * 1024,
             max_queued: 10_000,
+            queue: QueueConfig::default(),
             record: RecordDefaults::default(),
             retention: Retention::keep_all(),
             retention_interval: Duration::from_secs(60),
@@ -101,6 +104,48 @@ impl GatewayConfig {
     pub(crate) fn response_limit(&self, spec: &FunctionSpec) -> u64 {
         let default = if spec.streaming { u64::MAX } else { self.max_response_bytes };
         spec.limits.max_response_bytes.unwrap_or(default)
+    }
+}
+
+/// Sizes and times of invocations that are submitted for later, or under an idempotency key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueConfig {
+    /// How many invocations of a function may be waiting or running; further ones are refused. Default: 100,000.
+    pub max_per_function: u64,
+    /// How many of a tenant. Default: 1,000,000.
+    pub max_per_tenant: u64,
+    /// How many of a function may be pinned to a generation. Default: 1,000.
+    pub max_pinned: u64,
+    /// The largest payload that is accepted, where the function's own limit is not lower. Default: 1 MiB.
+    pub max_payload_bytes: u64,
+    /// The largest result that is kept. A larger one is not; that it came is. Default: 1 MiB.
+    pub max_result_bytes: u64,
+    /// How long payload and result are kept after the end. An idempotency key holds as long. Default: 24 h.
+    pub keep_for: Duration,
+    /// How far in the future an invocation may be due. Default: 365 days.
+    pub max_delay: Duration,
+    /// How many invocations may follow one upon the other by `on_success` and `on_failure`. Default: 16.
+    pub max_chain: u32,
+    /// How much longer than its call the right to execute an invocation lasts. What died is taken again that much later. Default: 15 s.
+    pub lease_margin: Duration,
+}
+
+impl Default for QueueConfig {
+    fn default() -> Self {
+        const MIB: u64 = 1024 * 1024;
+        const DAY: Duration = Duration::from_secs(24 * 3600);
+        Self {
+            max_per_function: 100_000,
+            max_per_tenant: 1_000_000,
+            max_pinned: 1_000,
+            max_payload_bytes: MIB,
+            max_result_bytes: MIB,
+            keep_for: DAY,
+            max_delay: DAY * 365,
+            max_chain: 16,
+            lease_margin: Duration::from_secs(15),
+        }
     }
 }
 

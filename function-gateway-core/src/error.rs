@@ -216,7 +216,7 @@ error_kinds! {
     Store = "store", Gateway, 503, Transient, NotSent;
     /// The gateway is shutting down.
     ShuttingDown = "shutting_down", Gateway, 503, Transient, NotSent;
-    /// The gateway that executed it died: nobody knows how it ended.
+    /// The gateway that executed it died or was stopped: nobody knows how it ended.
     Lost = "lost", Gateway, 500, Never, Unknown;
     /// A fault of the gateway itself.
     Internal = "internal", Gateway, 500, Never, Unknown;

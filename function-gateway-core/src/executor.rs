@@ -20,9 +20,9 @@ use crate::time::monotonic_now;
 use crate::{
     Action, Body, BoxStream, CallContext, CallState, Cancellation, Deadline, Delivery, DeploymentState, DriverRequest,
     Error, ErrorKind, FunctionKey, FunctionRef, Gateway, Invocation, InvocationId, InvocationRecord, InvokeRequest,
-    InvokeResponse, LogSink, Next, Page, PageRequest, PayloadFormat, Qualifier, RecordFilter, Result, Retry, Scope,
-    SecretBinding, SecretDelivery, SecretVariable, Stage, Statistics, StatisticsQuery, TimedPhase, TraceParent,
-    Violation, envelope,
+    InvokeResponse, LogSink, Next, Page, PageRequest, PayloadFormat, Qualifier, QueueConfig, Receipt, RecordFilter,
+    Result, Retry, Scope, SecretBinding, SecretDelivery, SecretVariable, Stage, Statistics, StatisticsQuery,
+    SubmitOptions, TimedPhase, TraceParent, Violation, Waited, envelope,
 };
 
 /// Executes functions, and reads what is kept of executions.
@@ -42,6 +42,54 @@ pub trait FunctionExecutor: std::fmt::Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// Dropping the future, or the body of the answer, gives the call up; it is recorded as cancelled.
     async fn invoke(&self, cx: &CallContext, function: &FunctionRef, request: InvokeRequest) -> Result<InvokeResponse>;
+
+    /// Accepts an invocation for later, which [workers](Gateway::start_workers) execute, and only then says so: what was accepted is
+    /// committed, and survives the caller and this process as far as the store does.
+    ///
+    /// The payload is read whole and checked, as by [`check_payload`](Self::check_payload), and again when it is executed: by the
+    /// revision that serves then, unless it is [pinned](SubmitOptions::pin). How it is tried, and what its end leads to, is in
+    /// the specification's [`async`](crate::FunctionSpec::async_policy).
+    ///
+    /// # Errors
+    /// Those of [`invoke`](Self::invoke) for a call that is not let in; [`ErrorKind::InvalidInput`] with what is wrong with the
+    /// payload; [`ErrorKind::RateLimited`], naming the limit, where too much is waiting; [`ErrorKind::Store`] where it can't
+    /// be committed; [`ErrorKind::IdempotencyMismatch`]; [`ErrorKind::Unsupported`] in a gateway without a queue.
+    ///
+    /// # Cancel safety
+    /// Where the future is dropped, it was accepted or not: an id that the caller brings
+    /// ([`CallContext::with_invocation_id`]) or an idempotency key tells which.
+    async fn submit(
+        &self,
+        cx: &CallContext,
+        function: &FunctionRef,
+        request: InvokeRequest,
+        options: SubmitOptions,
+    ) -> Result<Receipt>;
+
+    /// Waits until an invocation that was submitted has ended, in whichever process, for at most `patience`.
+    ///
+    /// Whoever submitted it may, and else whoever may read executions.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] where the caller's tenant has none of this id.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    async fn wait(&self, cx: &CallContext, id: InvocationId, patience: Duration) -> Result<Waited>;
+
+    /// Gives what an invocation that was submitted has answered, as long as that is kept.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InProgress`] before its end; the error that it ended with; [`ErrorKind::ResultNotKept`] where the result was
+    /// streamed, too large, or is kept no longer; [`ErrorKind::NotFound`] where the caller's tenant has none of this id.
+    async fn result(&self, cx: &CallContext, id: InvocationId) -> Result<InvokeResponse>;
+
+    /// Ends an invocation that was submitted and has not ended. One that waits ends at once; one that is being executed, in
+    /// whichever process, is given up as a call is, soon.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Conflict`] where it has ended.
+    async fn cancel(&self, cx: &CallContext, id: InvocationId) -> Result<()>;
 
     /// Reads the record of an execution.
     ///
@@ -187,6 +235,12 @@ impl FunctionExecutor for Gateway {
     async fn invoke(&self, cx: &CallContext, function: &FunctionRef, request: InvokeRequest) -> Result<InvokeResponse> {
         let host = &*self.host;
         let id = cx.invocation_id().unwrap_or_else(InvocationId::generate);
+        if request.idempotency_key.is_some() {
+            let _in_flight = host.lifetime.tasks.token();
+            let once = Box::pin(self.host.invoke_once(&cx.clone().for_invocation(id), function, request)).await;
+            return once
+                .map_err(|error| error.with_operation("invoke").with_context("function", function.name().as_str()));
+        }
         // Taken before it is asked whether the gateway is open, so that a shutdown waits for whatever is let in.
         let in_flight = host.lifetime.tasks.token();
         let result = match by_deadline(cx.deadline(), host.admit(cx, function, &request)).await {
@@ -206,6 +260,31 @@ impl FunctionExecutor for Gateway {
                 .with_context("function", function.name().as_str())
                 .with_context("invocation", id.to_string())
         })
+    }
+
+    async fn submit(
+        &self,
+        cx: &CallContext,
+        function: &FunctionRef,
+        request: InvokeRequest,
+        options: SubmitOptions,
+    ) -> Result<Receipt> {
+        // Taken before it is asked whether the gateway is open, so that a shutdown waits for whatever is let in.
+        let _in_flight = self.host.lifetime.tasks.token();
+        let result = self.host.submit(cx, function, request, options).await;
+        result.map_err(|error| error.with_operation("submit").with_context("function", function.name().as_str()))
+    }
+
+    async fn wait(&self, cx: &CallContext, id: InvocationId, patience: Duration) -> Result<Waited> {
+        self.host.wait(cx, id, patience).await
+    }
+
+    async fn result(&self, cx: &CallContext, id: InvocationId) -> Result<InvokeResponse> {
+        self.host.result(cx, id).await
+    }
+
+    async fn cancel(&self, cx: &CallContext, id: InvocationId) -> Result<()> {
+        self.host.cancel(cx, id).await.map_err(|error| error.with_operation("cancel"))
     }
 
     async fn execution(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<InvocationRecord>> {
@@ -244,7 +323,7 @@ impl FunctionExecutor for Gateway {
         let cancel = |message| Error::new(ErrorKind::Cancelled, message).with_delivery(Delivery::NotSent);
         let result = tokio::select! {
             biased;
-            result = host.check_payload(cx, function, request) => result,
+            result = host.examine(cx, function, request, None) => result.map(|(_, _, found)| found),
             () = host.lifetime.killed.cancelled() => Err(cancel("the gateway was stopped")),
             () = given_up(cx.cancellation()) => Err(cancel("the caller gave the check up")),
         };
@@ -314,7 +393,7 @@ impl Host {
         Box::new(Invocation::new(cx, request, Arc::clone(&serving.revision), state))
     }
 
-    async fn run(
+    pub(crate) async fn run(
         &self,
         call: Box<Invocation>,
         wanted: (FunctionKey, &Qualifier),
@@ -376,13 +455,15 @@ impl Host {
         body
     }
 
-    /// What is wrong with a payload, by all that looks at it before the driver gets it.
-    async fn check_payload(
+    /// Lets a call in and says what is wrong with its payload, by all that looks at it before the driver gets it. For the queue the
+    /// payload is read whole in any case.
+    pub(crate) async fn examine(
         &self,
         cx: &CallContext,
         function: &FunctionRef,
         request: InvokeRequest,
-    ) -> Result<Vec<Violation>> {
+        queue: Option<&QueueConfig>,
+    ) -> Result<(Arc<Serving>, InvokeRequest, Vec<Violation>)> {
         let admit = async {
             let (key, serving) = self.admit(cx, function, &request).await?;
             let resource = (&key.name, Some(&serving.revision.owner));
@@ -399,6 +480,15 @@ impl Host {
         let (deadline, state) = (call.cx.deadline(), Arc::clone(call.state()));
         let check = async {
             check_narrowing(&serving, &call.request)?;
+            if let Some(queue) = queue {
+                let limit = queue.max_payload_bytes.min(self.config.request_limit(spec, &serving.capabilities));
+                if call.request.body.len().is_some_and(|len| len > limit) {
+                    return Err(Error::too_large(ErrorKind::PayloadTooLarge, "payload", limit));
+                }
+                let body = std::mem::take(&mut call.request.body);
+                call.request.body =
+                    body.collect(limit).await.map_err(|error| error.with_delivery(Delivery::NotSent))?.into();
+            }
             self.take_payload(&mut call, &serving).await?;
             let mut found = Vec::new();
             for middleware in serving.pipeline.all() {
@@ -408,9 +498,10 @@ impl Host {
             if found.is_empty() && spec.format == PayloadFormat::Envelope {
                 found.extend(call.request.body.as_bytes().and_then(|payload| envelope::check(payload)));
             }
-            Ok(found)
+            Ok((call.request, found))
         };
-        by_deadline(deadline, check).await.map_err(|error| state.redactor().error(error))
+        let (request, found) = by_deadline(deadline, check).await.map_err(|error| state.redactor().error(error))?;
+        Ok((serving, request, found))
     }
 
     /// What serves now that a deployment was found missing, deploying it again where each process has its own engine.
@@ -514,7 +605,7 @@ fn given_up_error(message: &'static str, state: &CallState) -> Error {
 
 /// The context with the trace of this hop: the host's own, or else that of the request's headers, or else a new one.
 /// The vendors' data belongs to the trace that it came with.
-fn traced(cx: &CallContext, request: &InvokeRequest) -> CallContext {
+pub(crate) fn traced(cx: &CallContext, request: &InvokeRequest) -> CallContext {
     let cx = cx.clone();
     if let Some(trace) = cx.trace() {
         return cx.with_trace(trace.child());
@@ -562,6 +653,11 @@ impl Endpoint for Dispatch<'_> {
                 let (key, qualifier) = (&self.wanted.0, self.wanted.1);
                 let recovered = self.host.recover((key, qualifier), self.serving, &call.cx).await;
                 let serving = recovered.map_err(|error| error.with_delivery(Delivery::NotSent))?;
+                if call.queued.is_some() && serving.revision.generation != self.serving.revision.generation {
+                    // What was committed of this attempt is about another revision: the queue makes a new one.
+                    let message = "another revision serves by now";
+                    return Err(Error::new(ErrorKind::NotDeployed, message));
+                }
                 call.state().set_served_by(Arc::clone(&serving.revision));
                 call = call.with_revision(Arc::clone(&serving.revision));
                 self.host.take_payload(&mut call, &serving).await?;

@@ -11,10 +11,11 @@ use crate::reconcile::{Reconciled, Swept};
 use crate::route::Routes;
 use crate::running::RunningCalls;
 use crate::store::memory::MemoryStore;
+use crate::worker::Cancellations;
 use crate::{
-    AllowWithinTenant, ApiKeyStore, AuditLog, Authorizer, Clock, Deadline, DriverName, DriverRegistry, Error,
-    ErrorKind, FaasDriver, FunctionKey, FunctionStore, GatewayConfig, GatewayId, InvocationStore, Middleware,
-    MiddlewareFactory, Result, SecretChain, SecretProvider, SystemClock, Timestamp,
+    AllowWithinTenant, ApiKeyStore, AuditLog, Authorizer, CallbackSender, Clock, Deadline, DriverName, DriverRegistry,
+    Error, ErrorKind, FaasDriver, FunctionKey, FunctionStore, GatewayConfig, GatewayId, InvocationQueue,
+    InvocationStore, Middleware, MiddlewareFactory, Result, SecretChain, SecretProvider, SystemClock, Timestamp,
 };
 
 /// A gateway: manages and executes functions. Clones are handles to the same one.
@@ -91,7 +92,7 @@ impl Gateway {
         self.host.sweep().await
     }
 
-    /// Deletes the records and audit events that the retention does not keep, in small batches. Says how many. A task does
+    /// Deletes the records and audit events that the retention does not keep, and what is past its time in the queue, in small batches. Says how many. A task does
     /// it by itself.
     ///
     /// # Errors
@@ -141,6 +142,8 @@ pub struct GatewayBuilder {
     authorizer: Option<Arc<dyn Authorizer>>,
     audit: Option<Arc<dyn AuditLog>>,
     keys: Option<Arc<dyn ApiKeyStore>>,
+    queue: Option<Arc<dyn InvocationQueue>>,
+    callbacks: Option<Arc<dyn CallbackSender>>,
     clock: Option<Arc<dyn Clock>>,
     handle: Option<Handle>,
     without_reconciler: bool,
@@ -155,9 +158,13 @@ impl GatewayBuilder {
         self
     }
 
-    /// Keeps functions, records, audit events and API keys in one store. What is to be in another is set after it.
+    /// Keeps functions, records, audit events, API keys and the queue in one store. What is to be in another is set after it.
     #[must_use]
-    pub fn store<S: FunctionStore + InvocationStore + AuditLog + ApiKeyStore>(mut self, store: Arc<S>) -> Self {
+    pub fn store<S: FunctionStore + InvocationStore + AuditLog + ApiKeyStore + InvocationQueue>(
+        mut self,
+        store: Arc<S>,
+    ) -> Self {
+        self.queue = Some(Arc::clone(&store) as _);
         self.functions = Some(Arc::clone(&store) as _);
         self.invocations = Some(Arc::clone(&store) as _);
         self.audit = Some(Arc::clone(&store) as _);
@@ -172,10 +179,27 @@ impl GatewayBuilder {
         self
     }
 
-    /// Keeps records of executions in a store of their own.
+    /// Keeps records of executions in a store of their own. The queue then needs to be set after it as well, since it shares
+    /// records with it; without, the gateway has none.
     #[must_use]
     pub fn invocation_store(mut self, store: Arc<dyn InvocationStore>) -> Self {
         self.invocations = Some(store);
+        self.queue = None;
+        self
+    }
+
+    /// Takes invocations for later, which [workers](Gateway::start_workers) execute, and idempotency keys. It has to be the store of
+    /// the records.
+    #[must_use]
+    pub fn queue(mut self, queue: Arc<dyn InvocationQueue>) -> Self {
+        self.queue = Some(queue);
+        self
+    }
+
+    /// Sends callbacks to addresses that functions name for the ends of their invocations. Without, none may be named.
+    #[must_use]
+    pub fn callbacks(mut self, sender: Arc<dyn CallbackSender>) -> Self {
+        self.callbacks = Some(sender);
         self
     }
 
@@ -312,6 +336,9 @@ impl GatewayBuilder {
         let host = Arc::new(Host {
             audit: self.audit.unwrap_or_else(|| in_memory()),
             keys: self.keys,
+            queue: self.queue,
+            callbacks: self.callbacks,
+            cancellations: Cancellations::default(),
             gateway_id,
             routes: Routes::new(&self.config),
             running: RunningCalls::default(),
@@ -390,7 +417,11 @@ impl Host {
         let records = all_of(BATCH, || self.invocations.retain(retention, self.clock.now(), BATCH)).await;
         // Where the one store fails, the other need not.
         let events = all_of(BATCH, || self.audit.retain(retention, self.clock.now(), BATCH)).await;
-        Ok(records? + events?)
+        let queued = match &self.queue {
+            Some(queue) => all_of(BATCH, || queue.expire(BATCH)).await,
+            None => Ok(0),
+        };
+        Ok(records? + events? + queued?)
     }
 }
 

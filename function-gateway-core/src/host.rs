@@ -13,11 +13,12 @@ use crate::capability::{check_shape, check_spec};
 use crate::middleware::Pipeline;
 use crate::route::Routes;
 use crate::running::RunningCalls;
+use crate::worker::Cancellations;
 use crate::{
-    Action, ApiKeyId, ApiKeyStore, AuditEvent, AuditLog, Authorizer, CallContext, Clock, Decision, DriverRegistry,
-    Error, ErrorKind, FunctionName, FunctionSpec, FunctionStore, GatewayConfig, GatewayId, Generation, InvocationStore,
-    Middleware, MiddlewareFactory, PrincipalId, Resource, Result, Revision, SecretBinding, SecretChain, SecretDelivery,
-    Settings, SpecField, Violation,
+    Action, ApiKeyId, ApiKeyStore, AuditEvent, AuditLog, Authorizer, CallContext, CallbackSender, Clock, Decision,
+    DriverRegistry, Error, ErrorKind, FunctionName, FunctionSpec, FunctionStore, GatewayConfig, GatewayId, Generation,
+    InvocationQueue, InvocationStore, Middleware, MiddlewareFactory, PrincipalId, Resource, Result, Revision,
+    SecretBinding, SecretChain, SecretDelivery, Settings, SpecField, Violation,
 };
 
 pub(crate) struct Host {
@@ -35,6 +36,10 @@ pub(crate) struct Host {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) routes: Routes,
     pub(crate) running: RunningCalls,
+    /// Absent where the host keeps no queue.
+    pub(crate) queue: Option<Arc<dyn InvocationQueue>>,
+    pub(crate) callbacks: Option<Arc<dyn CallbackSender>>,
+    pub(crate) cancellations: Cancellations,
     pub(crate) lifetime: Lifetime,
 }
 
@@ -160,8 +165,13 @@ impl Host {
             return Ok(found);
         };
         let (info, capabilities) = (driver.info(), driver.capabilities(&spec.protocol));
-        let mut found = check_spec(spec, info, &capabilities, &self.middleware.claims(spec));
+        let mut claims = self.middleware.claims(spec);
+        claims.extend(self.queue.as_ref().map(|_| SpecField::Async));
+        let mut found = check_spec(spec, info, &capabilities, &claims);
         self.check_limits(spec, &mut found);
+        if let Some(policy) = &spec.async_policy {
+            self.check_callbacks(policy, "/async", &mut found);
+        }
         let at_deploy = |binding: &SecretBinding| matches!(binding.deliver, SecretDelivery::Env(_));
         if capabilities.secrets_at_deploy && self.secrets.is_empty() && spec.secrets.iter().any(at_deploy) {
             let reason = "the driver hands secrets over at deployment, and this gateway has no provider for that";

@@ -21,8 +21,8 @@ use crate::body::Closing;
 use crate::secret::StreamRedactor;
 use crate::time::monotonic_now;
 use crate::{
-    Body, BoxStream, CallContext, Deadline, Error, ErrorClass, ErrorKind, InvocationId, KeptBytes, Redactor, Result,
-    Revision, Secret, SecretRef, Timestamp,
+    Body, BoxStream, CallContext, Deadline, Error, ErrorClass, ErrorKind, InvocationId, InvocationRecord, KeptBytes,
+    Lineage, Redactor, Result, Revision, Secret, SecretRef, Timestamp,
 };
 
 /// The media type of JSON.
@@ -52,6 +52,9 @@ pub struct InvokeRequest {
     pub body: Body,
     /// Narrows the secrets that the function gets in this call. All must be listed in its specification.
     pub secrets: Option<BTreeSet<SecretRef>>,
+    /// Tells that two requests are one: the same key for the same function gives the first one's answer, as long as that is
+    /// kept, in place of a second execution. At most 255 bytes.
+    pub idempotency_key: Option<String>,
     /// Data of the host's for its own middleware.
     pub extensions: http::Extensions,
 }
@@ -67,6 +70,7 @@ impl InvokeRequest {
             headers: HeaderMap::new(),
             body: body.into(),
             secrets: None,
+            idempotency_key: None,
             extensions: http::Extensions::new(),
         }
     }
@@ -117,6 +121,13 @@ impl InvokeRequest {
         self
     }
 
+    /// Sets the key by which a repetition is told.
+    #[must_use]
+    pub fn with_idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.idempotency_key = Some(key.into());
+        self
+    }
+
     /// A second request like this one; `None` where the payload is a stream.
     #[must_use]
     pub fn try_clone(&self) -> Option<Self> {
@@ -131,6 +142,7 @@ impl InvokeRequest {
             headers: self.headers.clone(),
             body,
             secrets: self.secrets.clone(),
+            idempotency_key: self.idempotency_key.clone(),
             extensions: self.extensions.clone(),
         }
     }
@@ -412,6 +424,20 @@ impl CallState {
         }
     }
 
+    /// The state of a call that was accepted a while ago, and of which attempts were made before.
+    pub(crate) fn resumed(
+        (id, created_at): (InvocationId, Timestamp),
+        waited: Duration,
+        attempts: u32,
+        max_log_bytes: usize,
+    ) -> Self {
+        let mut state = Self::new(id, created_at, max_log_bytes);
+        state.started = state.started.checked_sub(waited).unwrap_or(state.started);
+        state.attempts = AtomicU32::new(attempts);
+        state.add_time(TimedPhase::Queue, waited);
+        state
+    }
+
     /// How long ago the call came in.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
@@ -449,7 +475,8 @@ impl CallState {
 
     /// Counts an attempt, and remembers when the first one began.
     pub(crate) fn count_attempt(&self, sent: Instant) {
-        if self.attempts.fetch_add(1, Ordering::Relaxed) == 0 {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        if self.first_sent_after.load(Ordering::Relaxed) == ABSENT {
             let after = sent.saturating_duration_since(self.started);
             let micros = u64::try_from(after.as_micros()).unwrap_or(ABSENT - 1);
             self.first_sent_after.store(micros, Ordering::Relaxed);
@@ -679,11 +706,47 @@ pub struct Invocation {
     pub(crate) durable_start: Option<DurableStart>,
     /// Whether the caller brought the id, which somebody may have used before.
     pub(crate) id_is_callers: bool,
+    /// What the queue has to know of it, for a call that is executed from there.
+    pub(crate) queued: Option<Arc<QueuedCall>>,
+}
+
+/// What a call that is executed from the queue hands back to it.
+#[derive(Debug)]
+pub(crate) struct QueuedCall {
+    pub(crate) lineage: Lineage,
+    /// Whether the queue tries again, and the layer for that does not.
+    pub(crate) is_tried_by_queue: bool,
+    record: Mutex<Option<Arc<InvocationRecord>>>,
+}
+
+impl QueuedCall {
+    pub(crate) fn new(lineage: Lineage, is_tried_by_queue: bool) -> Self {
+        Self { lineage, is_tried_by_queue, record: Mutex::default() }
+    }
+
+    /// Takes the record of the attempt over, in place of the store.
+    pub(crate) fn keep(&self, record: Arc<InvocationRecord>) {
+        *self.record.lock().unwrap_or_else(PoisonError::into_inner) = Some(record);
+    }
+
+    /// The record of the attempt, once it has ended.
+    pub(crate) fn take(&self) -> Option<Arc<InvocationRecord>> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 impl Invocation {
     pub(crate) fn new(cx: CallContext, request: InvokeRequest, revision: Arc<Revision>, state: Arc<CallState>) -> Self {
-        Self { cx, request, revision, state, secrets: Vec::new(), durable_start: None, id_is_callers: false }
+        Self {
+            cx,
+            request,
+            revision,
+            state,
+            secrets: Vec::new(),
+            durable_start: None,
+            id_is_callers: false,
+            queued: None,
+        }
     }
 
     /// The revision that is to execute it: key, generation and specification of the function.
@@ -726,6 +789,7 @@ impl Invocation {
             secrets: self.secrets.clone(),
             durable_start: self.durable_start.clone(),
             id_is_callers: self.id_is_callers,
+            queued: self.queued.clone(),
         }
     }
 

@@ -37,6 +37,7 @@
 mod access;
 mod authorize;
 mod body;
+mod callback;
 mod capability;
 mod config;
 mod context;
@@ -66,8 +67,10 @@ mod schema;
 mod secret;
 mod settle;
 pub mod store;
+mod submit;
 mod time;
 mod trace;
+mod worker;
 
 pub use access::{AccessManager, NewApiKey};
 pub use authorize::{
@@ -75,8 +78,9 @@ pub use authorize::{
     ScopeAuthorizer,
 };
 pub use body::{Body, BodyEnd, ByteStream};
+pub use callback::{Callback, CallbackSender};
 pub use capability::{DriverCapabilities, Scope, SpecField};
-pub use config::{GatewayConfig, RecordDefaults};
+pub use config::{GatewayConfig, QueueConfig, RecordDefaults};
 pub use context::{CallContext, Cancellation, Origin};
 pub use credential::{ApiKey, ApiKeyState};
 pub use driver::{
@@ -123,8 +127,10 @@ pub use store::{
     ApiKeyStore, Cursor, CursorKind, DocumentStore, Durability, FunctionFilter, FunctionStore, InvocationStore, Lease,
     Page, PageRequest, StoredDocument, UnreadableRow,
 };
+pub use submit::{QueueManager, Receipt, SubmitOptions, Waited};
 pub use time::{Clock, Deadline, SystemClock, Timestamp};
 pub use trace::TraceParent;
+pub use worker::{WorkerConfig, Workers};
 
 /// The code in docs/operations.md, compiled.
 #[cfg(all(doctest, feature = "sqlite", feature = "postgres", feature = "mysql"))]

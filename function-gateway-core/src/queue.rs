@@ -11,7 +11,6 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::time::millis;
 use crate::{
     AsyncPolicy, Error, ErrorKind, Failure, FunctionId, FunctionKey, FunctionName, Generation, InvocationId,
     InvocationRecord, InvokeRequest, Origin, Page, PageRequest, Principal, Result, SecretRef, TenantId, Timestamp,
@@ -244,6 +243,9 @@ pub struct Submission {
     /// By what a second one is told to be the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency: Option<IdempotencyKey>,
+    /// When it was to be executed first, where that is later than it was accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
     /// Where it comes from.
     #[serde(default)]
     pub lineage: Lineage,
@@ -279,6 +281,7 @@ impl Submission {
             payload,
             policy: None,
             idempotency: None,
+            not_before: None,
             lineage: Lineage { accepted_by: Some(revision.generation), ..Lineage::default() },
             sequence: None,
         }
@@ -295,7 +298,7 @@ pub struct Attempt {
     /// The generation that executed it, where it came that far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<Generation>,
-    /// When it began.
+    /// When it began. Of one whose gateway died, this and its end are when its lease ran out.
     pub started_at: Timestamp,
     /// When it ended.
     pub finished_at: Timestamp,
@@ -583,7 +586,7 @@ pub enum Accepted {
 }
 
 /// What a worker wants.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TakeRequest {
     /// How many at most.
@@ -592,13 +595,22 @@ pub struct TakeRequest {
     pub per_tenant: usize,
     /// For how long.
     pub lease: Duration,
+    /// Tenants of which none is wanted now.
+    pub without: Vec<TenantId>,
 }
 
 impl TakeRequest {
     /// Takes up to `limit` for a time, all of one tenant where no other has any.
     #[must_use]
     pub fn new(limit: usize, lease: Duration) -> Self {
-        Self { limit, per_tenant: limit, lease }
+        Self { limit, per_tenant: limit, lease, without: Vec::new() }
+    }
+
+    /// Leaves tenants out.
+    #[must_use]
+    pub fn without(mut self, tenants: Vec<TenantId>) -> Self {
+        self.without = tenants;
+        self
     }
 
     /// Bounds how many of one tenant are taken.
@@ -706,13 +718,15 @@ pub struct Settlement {
     pub progress: Progress,
     /// What is accepted as a consequence. Their limits are not looked at: what was accepted goes on.
     pub followers: Vec<Acceptance>,
+    /// Whether the idempotency key may be used again, since nothing was done under it.
+    pub free_key: bool,
 }
 
 impl Settlement {
     /// A settlement without consequences.
     #[must_use]
     pub fn new(settled: Settled, progress: Progress) -> Self {
-        Self { settled, progress, followers: Vec::new() }
+        Self { settled, progress, followers: Vec::new(), free_key: false }
     }
 }
 

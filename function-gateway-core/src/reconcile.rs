@@ -154,6 +154,16 @@ impl Host {
         tracing::warn!(target = %deployment.target, ?error, "a step failed and is tried again");
     }
 
+    /// Whether something in the queue is to be executed by a generation.
+    async fn is_pinned(&self, function: &Function, generation: Generation) -> Result<bool> {
+        match &self.queue {
+            Some(queue) if function.status.phase != Phase::Deleting => {
+                Ok(queue.pinned(function.id, generation).await? > 0)
+            }
+            _ => Ok(false),
+        }
+    }
+
     /// Does what is due for one generation.
     async fn advance(
         &self,
@@ -166,6 +176,9 @@ impl Host {
         let Some(deployment) = status.deployments.get_mut(position) else { return Ok(()) };
         match deployment.state {
             RevisionState::Ready => deployment.due_at = None,
+            RevisionState::Retired if self.is_pinned(function, deployment.generation).await? => {
+                deployment.due_at = Some(self.clock.now().plus(PINNED_AGAIN));
+            }
             RevisionState::Retired => match self.remove(cx, lease, deployment).await {
                 Ok(()) => {
                     status.deployments.remove(position);
@@ -527,6 +540,9 @@ impl Host {
         Ok(u64::try_from(missing.len()).unwrap_or(u64::MAX))
     }
 }
+
+/// How long a generation is kept before it is asked again whether something in the queue is pinned to it.
+const PINNED_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What a sweep of the engines did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

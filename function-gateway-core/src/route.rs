@@ -114,6 +114,16 @@ impl Host {
         Ok(Arc::clone(route.serving.get_or_init(|| serving)))
     }
 
+    /// A generation that is kept deployed because something in the queue is pinned to it.
+    pub(crate) async fn serving_pinned(&self, function: &Function, generation: Generation) -> Result<Arc<Serving>> {
+        let retired = |state| matches!(state, RevisionState::Retired);
+        if function.status.deployment(generation).is_some_and(|deployment| retired(deployment.state)) {
+            let load = self.load_serving(function, generation);
+            return self.routes.serving.get_or_insert_async(&(function.id, generation), load).await;
+        }
+        self.serving(function, &Qualifier::Generation(generation)).await
+    }
+
     /// The revision that a reference means, ready to be called.
     pub(crate) async fn serving(&self, function: &Function, qualifier: &Qualifier) -> Result<Arc<Serving>> {
         if function.status.phase == Phase::Deleting {

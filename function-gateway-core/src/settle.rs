@@ -188,7 +188,7 @@ pub(crate) enum Verdict {
 ///
 /// | The attempt ended with | Tried again |
 /// |---|---|
-/// | a shutdown of the gateway, a limit that let it not in, a store that failed; not sent | always; it does not count |
+/// | a shutdown of the gateway, a limit, a store that failed, a function that is being deployed; not sent | always; it does not count |
 /// | a cancellation | never |
 /// | an answer of 4xx but 408 and 429 | never |
 /// | an answer of 408, 429 or 5xx, a timeout, an engine that is out of reach | if it was not sent, or may be repeated |
@@ -200,8 +200,17 @@ pub(crate) enum Verdict {
 pub(crate) fn verdict(ended: Ended<'_>, policy: &AsyncPolicy, idempotent: bool) -> Verdict {
     let Ended { failure, kind, transient, status } = ended;
     let unsent = failure.delivery == Delivery::NotSent;
-    let let_go = matches!(kind, Some(ErrorKind::ShuttingDown | ErrorKind::RateLimited | ErrorKind::Store));
-    if unsent && let_go {
+    let let_go = matches!(
+        kind,
+        Some(
+            ErrorKind::ShuttingDown
+                | ErrorKind::RateLimited
+                | ErrorKind::Store
+                | ErrorKind::NotReady
+                | ErrorKind::NotDeployed
+        )
+    );
+    if unsent && let_go && transient {
         return Verdict::Return;
     }
     if kind == Some(ErrorKind::Cancelled) {

@@ -71,8 +71,8 @@ impl Right {
         match action {
             Action::Read | Action::ReadExecutions => (Self::Read, false),
             Action::List => (Self::Read, true),
-            Action::Create | Action::Update | Action::Delete => (Self::Write, false),
-            Action::Invoke => (Self::Invoke, false),
+            Action::Create | Action::Update | Action::Delete | Action::Purge => (Self::Write, false),
+            Action::Invoke | Action::Cancel | Action::Redrive => (Self::Invoke, false),
             Action::ReadAudit | Action::ReadKeys | Action::CreateKey | Action::RevokeKey => (Self::Admin, true),
             Action::ReadMetrics => (Self::Metrics, true),
         }

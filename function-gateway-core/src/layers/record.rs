@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::body::{BodyObserver, Closing, timeout};
 use crate::config::RecordDefaults;
 use crate::host::Lifetime;
-use crate::invocation::DurableStart;
+use crate::invocation::{DurableStart, QueuedCall};
 use crate::{
     BodyEnd, CallState, Cancellation, Delivery, Durability, Error, ErrorClass, ErrorKind, Failure, FunctionSpec,
     Invocation, InvocationRecord, InvocationState, InvocationStore, InvokeResponse, KeepPayloads, KeptBytes,
@@ -46,9 +46,6 @@ impl MiddlewareFactory for Record {
 
     fn build(&self, revision: &Arc<Revision>, _: &Value) -> Result<Option<Arc<dyn Middleware>>> {
         let policy = self.defaults.for_spec(&revision.spec);
-        if policy.mode == RecordMode::Off {
-            return Ok(None);
-        }
         let keeper = Arc::new(Keeper { store: Arc::clone(&self.store), lifetime: self.lifetime.clone(), policy });
         Ok(Some(Arc::new(RecordCalls(keeper))))
     }
@@ -76,6 +73,10 @@ impl Middleware for RecordCalls {
 
     async fn handle(&self, mut call: Box<Invocation>, next: Next<'_>) -> Result<Box<InvokeResponse>> {
         let keeper = &self.0;
+        // What is executed from the queue has a record in any case: it is how its caller learns of its end.
+        if keeper.policy.mode == RecordMode::Off && call.queued.is_none() {
+            return next.run(call).await;
+        }
         let mut recording = Recording::new(keeper, &call);
         if keeper.policy.payloads != KeepPayloads::Never {
             let payload = Capture::new(keeper.policy.max_payload_bytes, &call.request.headers);
@@ -83,7 +84,7 @@ impl Middleware for RecordCalls {
             recording.payload = Some(payload);
         }
         // An id that the caller brings is taken before the call is made: another execution of that id could not be recorded.
-        if keeper.policy.mode == RecordMode::Durable || call.id_is_callers {
+        if call.queued.is_none() && (keeper.policy.mode == RecordMode::Durable || call.id_is_callers) {
             call.durable_start =
                 recording.call.as_ref().map(|call| DurableStart::new(keeper.begin(Arc::new(call.record()))));
         }
@@ -165,6 +166,7 @@ struct RecordedCall {
     cancellation: Option<Cancellation>,
     state: Arc<CallState>,
     revision: Arc<Revision>,
+    queued: Option<Arc<QueuedCall>>,
 }
 
 impl Recording {
@@ -176,6 +178,7 @@ impl Recording {
             cancellation: call.cx.cancellation().cloned(),
             state: Arc::clone(call.state()),
             revision: Arc::clone(call.revision()),
+            queued: call.queued.clone(),
         };
         Self { keeper: Arc::clone(keeper), call: Some(recorded), payload: None, result: None, answer: None }
     }
@@ -206,7 +209,13 @@ impl Recording {
     async fn finish(mut self, ending: Ending<'_>) -> Result<()> {
         let Some(call) = self.call.take() else { return Ok(()) };
         let record = self.ended(&call, &ending);
-        self.keep(record).await
+        match &call.queued {
+            Some(queued) => {
+                queued.keep(record);
+                Ok(())
+            }
+            None => self.keep(record).await,
+        }
     }
 
     /// Keeps a final record, also where its caller does not wait for it.
@@ -294,14 +303,17 @@ impl Drop for Recording {
     fn drop(&mut self) {
         if let Some(call) = self.call.take() {
             let record = self.ended(&call, &Ending::Dropped);
-            self.keeper.lifetime.spawn(self.keep(record));
+            match &call.queued {
+                Some(queued) => queued.keep(record),
+                None => drop(self.keeper.lifetime.spawn(self.keep(record))),
+            }
         }
     }
 }
 
 impl RecordedCall {
     fn record(&self) -> InvocationRecord {
-        let Self { caller, origin, trace, state, revision, .. } = self;
+        let Self { caller, origin, trace, state, revision, queued, .. } = self;
         let served_by = state.served_by();
         let revision = served_by.as_ref().unwrap_or(revision);
         let mut record = InvocationRecord::new(state.id, revision, caller.clone(), state.created_at);
@@ -314,6 +326,7 @@ impl RecordedCall {
         record.timings = state.timings();
         record.request_bytes = state.request_bytes();
         record.response_bytes = state.response_bytes();
+        record.lineage = queued.as_ref().map(|queued| Box::new(queued.lineage.clone()));
         record
     }
 }
@@ -368,6 +381,10 @@ impl BodyObserver for RecordBody {
         };
         let call = recording.call.take()?;
         let record = recording.ended(&call, &ending);
+        if let Some(queued) = &call.queued {
+            queued.keep(record);
+            return None;
+        }
         Some(Box::pin(recording.keep(record)))
     }
 }

@@ -102,6 +102,9 @@ impl Middleware for RetryCalls {
     }
 
     async fn handle(&self, mut call: Box<Invocation>, next: Next<'_>) -> Result<Box<InvokeResponse>> {
+        if call.queued.as_ref().is_some_and(|queued| queued.is_tried_by_queue) {
+            return next.run(call).await;
+        }
         self.budget.deposit();
         let spec = Arc::clone(call.revision());
         let mut attempt = 1;

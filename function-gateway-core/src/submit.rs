@@ -1,0 +1,599 @@
+//! Invocations that outlive their caller, from their caller's side: submitted, waited for, ended, looked at when dead.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+use sha2::{Digest as _, Sha256};
+
+use crate::body::by_deadline;
+use crate::host::Host;
+use crate::queue::{not_dead, not_queued, read_headers};
+use crate::route::Serving;
+use crate::worker::Claim;
+use crate::{
+    Acceptance, Accepted, Action, AsyncPolicy, CallContext, Cancelling, DeadLetterFilter, Delivery, Due, Error,
+    ErrorClass, ErrorKind, EventRef, Failure, FunctionName, FunctionRef, Gateway, IdempotencyKey, InvocationId,
+    InvocationQueue, InvocationRecord, InvocationState, InvokeRequest, InvokeResponse, Origin, Page, PageRequest,
+    Principal, Progress, QueueDepth, QueueLimits, QueueState, QueuedInvocation, Result, Retry, Sequence, StoredAnswer,
+    StoredRequest, Submission, Violation, Work,
+};
+
+/// How an invocation is submitted. Everything has a default.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct SubmitOptions {
+    /// When it may be executed; at once where it is absent. A time that has passed is at once.
+    pub due: Option<Due>,
+    /// Has the generation that serves now execute it, whichever serves by then. It stays deployed until then, and
+    /// how many may refer to it is limited.
+    pub pin: bool,
+    /// How it is tried, in place of what the function's specification says.
+    pub policy: Option<AsyncPolicy>,
+    /// Functions that get the same payload after this one.
+    pub sequence: Option<Sequence>,
+    /// The event that it is a consequence of.
+    pub event: Option<EventRef>,
+}
+
+impl SubmitOptions {
+    /// Sets when it may be executed.
+    #[must_use]
+    pub fn with_due(mut self, due: Due) -> Self {
+        self.due = Some(due);
+        self
+    }
+
+    /// Has the generation that serves now execute it.
+    #[must_use]
+    pub fn pinned(mut self) -> Self {
+        self.pin = true;
+        self
+    }
+
+    /// Sets how it is tried.
+    #[must_use]
+    pub fn with_policy(mut self, policy: AsyncPolicy) -> Self {
+        self.policy = Some(policy);
+        self
+    }
+
+    /// Adds functions that get the same payload afterwards.
+    #[must_use]
+    pub fn with_sequence(mut self, sequence: Sequence) -> Self {
+        self.sequence = Some(sequence);
+        self
+    }
+
+    /// Names the event that it is a consequence of.
+    #[must_use]
+    pub fn with_event(mut self, event: EventRef) -> Self {
+        self.event = Some(event);
+        self
+    }
+}
+
+/// That an invocation was accepted: it is committed, and is not lost any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Receipt {
+    /// The invocation.
+    pub id: InvocationId,
+    /// Whether it was accepted before, under the same idempotency key.
+    pub is_repeated: bool,
+}
+
+/// The queue of invocations and what has died in it, for those who operate functions.
+///
+/// Everything here is [`ErrorKind::Unsupported`] in a gateway without a queue.
+///
+/// New methods may be added: it is implemented by the gateway, not by hosts.
+#[async_trait]
+pub trait QueueManager: std::fmt::Debug + Send + Sync + 'static {
+    /// Reads an invocation as it stands in the queue, with its payload, attempts and answer, as long as they are kept.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] where the tenant has none of the id, or it is kept no longer.
+    async fn queued(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<QueuedInvocation>>;
+
+    /// Reads a page of the tenant's dead letters, those that died last first, without payloads and answers.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for a cursor of another list.
+    async fn dead_letters(
+        &self,
+        cx: &CallContext,
+        filter: &DeadLetterFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<QueuedInvocation>>>;
+
+    /// Has a dead letter executed again, as a new invocation on behalf of the one who asks. The dead one stays with its end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Conflict`] where it is not dead, or was redriven before; those of
+    /// [`submit`](crate::FunctionExecutor::submit).
+    ///
+    /// # Cancel safety
+    /// Where the future is dropped, it is done or not done.
+    async fn redrive(&self, cx: &CallContext, id: InvocationId) -> Result<Receipt>;
+
+    /// Forgets a dead letter. The record of its execution stays.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Conflict`] where it is not dead.
+    async fn purge(&self, cx: &CallContext, id: InvocationId) -> Result<()>;
+
+    /// How much there is in the queue of a function, or of all functions of the tenant.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    async fn queue_depth(&self, cx: &CallContext, function: Option<&FunctionName>) -> Result<QueueDepth>;
+}
+
+#[async_trait]
+impl QueueManager for Gateway {
+    async fn queued(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<QueuedInvocation>> {
+        self.host.queued(cx, id, Action::ReadExecutions).await
+    }
+
+    async fn dead_letters(
+        &self,
+        cx: &CallContext,
+        filter: &DeadLetterFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<QueuedInvocation>>> {
+        self.host.authorize(cx, Action::ReadExecutions, filter.name.as_ref().map(|name| (name, None))).await?;
+        self.host.queue()?.dead_letters(cx.tenant(), filter, page).await
+    }
+
+    async fn redrive(&self, cx: &CallContext, id: InvocationId) -> Result<Receipt> {
+        self.host.redrive(cx, id).await.map_err(|error| error.with_operation("redrive"))
+    }
+
+    async fn purge(&self, cx: &CallContext, id: InvocationId) -> Result<()> {
+        let queue = self.host.queue()?;
+        let dead = self.host.queued(cx, id, Action::Purge).await?;
+        queue.purge(cx.tenant(), id).await?;
+        self.host.audit_change(cx, Action::Purge, &dead.submission.key.name, None).await;
+        Ok(())
+    }
+
+    async fn queue_depth(&self, cx: &CallContext, function: Option<&FunctionName>) -> Result<QueueDepth> {
+        self.host.authorize(cx, Action::ReadExecutions, function.map(|name| (name, None))).await?;
+        self.host.queue()?.depth(cx.tenant(), function).await
+    }
+}
+
+/// How a wait for an invocation's end has ended.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Waited {
+    /// It has ended: its record.
+    Ended(Arc<InvocationRecord>),
+    /// It has not ended in time: its record as it is now.
+    NotYet(Arc<InvocationRecord>),
+}
+
+impl Host {
+    /// The queue, where there is one.
+    pub(crate) fn queue(&self) -> Result<&Arc<dyn InvocationQueue>> {
+        self.queue.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, "this gateway has no queue, so it takes no invocations for later")
+        })
+    }
+
+    /// Reads what is queued for somebody who may do something with it.
+    async fn queued(&self, cx: &CallContext, id: InvocationId, action: Action) -> Result<Arc<QueuedInvocation>> {
+        let found = self.queue()?.queued(cx.tenant(), id).await?;
+        let name = found.as_ref().map(|queued| (&queued.submission.key.name, None));
+        self.authorize(cx, action, name).await?;
+        found.ok_or_else(|| not_queued(id))
+    }
+
+    /// As [`queued`](Self::queued), for the one who submitted it, or else for whoever may read executions.
+    async fn own_queued(&self, cx: &CallContext, id: InvocationId) -> Result<Option<Arc<QueuedInvocation>>> {
+        let Some(found) = self.queue()?.queued(cx.tenant(), id).await? else { return Ok(None) };
+        let is_own = found.submission.principal.id == cx.principal().id;
+        let action = if is_own { Action::Invoke } else { Action::ReadExecutions };
+        self.authorize(cx, action, Some((&found.submission.key.name, None))).await?;
+        Ok(Some(found))
+    }
+
+    /// Lets an invocation in as far as it can be looked at before it is executed.
+    async fn let_in(&self, cx: &CallContext, function: &FunctionRef, request: InvokeRequest) -> Result<LetIn> {
+        let (serving, request, found) = self.examine(cx, function, request, Some(&self.config.queue)).await?;
+        if !found.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidInput, "the payload is not what the function takes")
+                .with_violations(found));
+        }
+        let payload = request.body.as_bytes().cloned().unwrap_or_default();
+        let stored = StoredRequest::of(&request)?;
+        let idempotency =
+            request.idempotency_key.as_deref().map(|key| idempotency(key, &stored, &payload)).transpose()?;
+        Ok(LetIn { serving, stored, payload, idempotency })
+    }
+
+    pub(crate) async fn submit(
+        &self,
+        cx: &CallContext,
+        function: &FunctionRef,
+        request: InvokeRequest,
+        options: SubmitOptions,
+    ) -> Result<Receipt> {
+        let queue = self.queue()?;
+        self.check_options(&options)?;
+        let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request)).await?;
+        let mut submission = let_in.submission(self, cx);
+        submission.origin = if options.event.is_some() { Origin::Event } else { Origin::Async };
+        submission.pinned = options.pin || *function.qualifier() != crate::Qualifier::Serving;
+        submission.policy = options.policy;
+        submission.sequence = options.sequence;
+        submission.lineage.event = options.event;
+        submission.not_before = match options.due {
+            Some(Due::At(at)) => Some(at.max(submission.created_at)),
+            Some(Due::In(delay)) => Some(submission.created_at.plus(delay)),
+            Some(Due::Now) | None => None,
+        };
+        let record = self.queued_record(&submission, &let_in.serving);
+        let acceptance = Acceptance::new(Arc::new(submission), Some(Arc::new(record)))
+            .with_due(options.due.unwrap_or(Due::Now))
+            .with_limits(self.queue_limits());
+        let id = acceptance.submission.id;
+        match queue.accept(acceptance).await? {
+            Accepted::New { .. } => {
+                metrics::counter!("function_gateway.queue.accepted").increment(1);
+                Ok(Receipt { id, is_repeated: false })
+            }
+            Accepted::Known(known) => Ok(Receipt { id: known.submission.id, is_repeated: true }),
+        }
+    }
+
+    pub(crate) fn queue_limits(&self) -> QueueLimits {
+        let config = &self.config.queue;
+        let mut limits = QueueLimits::new(config.max_per_function, config.max_per_tenant);
+        limits.pinned = config.max_pinned;
+        limits
+    }
+
+    /// The record of what was accepted.
+    pub(crate) fn queued_record(&self, submission: &Submission, serving: &Serving) -> InvocationRecord {
+        let caller = submission.principal.id.clone();
+        let mut record = InvocationRecord::new(submission.id, &serving.revision, caller, submission.created_at);
+        record.state = InvocationState::Queued;
+        record.origin = submission.origin;
+        record.trace = submission.trace;
+        record.request_bytes = u64::try_from(submission.payload.len()).ok();
+        record.lineage = Some(Box::new(submission.lineage.clone()));
+        record
+    }
+
+    fn check_options(&self, options: &SubmitOptions) -> Result<()> {
+        let mut found = Vec::new();
+        if let Some(policy) = &options.policy {
+            policy.check("/policy", &mut found);
+            self.check_callbacks(policy, "/policy", &mut found);
+        }
+        let most = self.config.queue.max_delay;
+        let too_late = match options.due {
+            Some(Due::In(delay)) => delay > most,
+            Some(Due::At(at)) => at > self.clock.now().plus(most),
+            Some(Due::Now) | None => false,
+        };
+        if too_late {
+            let days = most.as_secs() / 86400;
+            found.push(Violation::new(
+                "/due",
+                format!("is further in the future than this gateway allows: {days} days"),
+            ));
+        }
+        if found.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::InvalidArgument, "the invocation can't be accepted like this").with_violations(found))
+    }
+
+    /// What is wrong with the addresses of a policy.
+    pub(crate) fn check_callbacks(&self, policy: &AsyncPolicy, at: &str, found: &mut Vec<Violation>) {
+        for (field, succeeded) in [("on_success", true), ("on_failure", false)] {
+            let Some(crate::Destination::Callback(target)) = policy.destination(succeeded) else { continue };
+            let at = format!("{at}/{field}/callback/url");
+            match &self.callbacks {
+                None => found.push(Violation::new(at, "this gateway sends no callbacks")),
+                Some(sender) => found.extend(sender.check(&target.url).map(|reason| Violation::new(at, reason))),
+            }
+        }
+    }
+
+    /// Executes a call that has an idempotency key: like a submitted one that is executed at once, so that the key and the
+    /// execution are committed together. It goes on when its caller goes away.
+    pub(crate) async fn invoke_once(
+        self: &Arc<Self>,
+        cx: &CallContext,
+        function: &FunctionRef,
+        request: InvokeRequest,
+    ) -> Result<InvokeResponse> {
+        let queue = self.queue()?;
+        let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request)).await?;
+        let mut submission = let_in.submission(self, cx);
+        submission.origin = cx.origin();
+        submission.pinned = *function.qualifier() != crate::Qualifier::Serving;
+        let record = self.queued_record(&submission, &let_in.serving);
+        let lease = self.config.longest_call(&let_in.serving.revision.spec) + self.config.queue.lease_margin;
+        let submission = Arc::new(submission);
+        let acceptance = Acceptance::new(Arc::clone(&submission), Some(Arc::new(record)))
+            .with_limits(self.queue_limits())
+            .with_lease(lease);
+        match queue.accept(acceptance).await? {
+            Accepted::Known(known) => replayed(&known),
+            Accepted::New { lease: Some(lease) } => {
+                let taken =
+                    crate::TakenInvocation::new(lease, QueuedInvocation::waiting(submission, self.clock.now()), false);
+                self.execute_for(cx, taken).await
+            }
+            Accepted::New { lease: None } => {
+                Err(Error::new(ErrorKind::Store, "the queue has not given the invocation that it accepted"))
+            }
+        }
+    }
+
+    pub(crate) async fn cancel(self: &Arc<Self>, cx: &CallContext, id: InvocationId) -> Result<()> {
+        let queue = self.queue()?;
+        let found = self.queued(cx, id, Action::Cancel).await?;
+        match queue.cancel(cx.tenant(), id, self.config.queue.lease_margin).await? {
+            Cancelling::Taken(taken) => {
+                let message = "the invocation was cancelled before it was executed";
+                let error = Error::new(ErrorKind::Cancelled, message).with_delivery(Delivery::NotSent);
+                self.settle_unsent(&taken, &error, Claim::Cancelled).await?;
+            }
+            Cancelling::Requested => self.cancellations.cancel(id),
+            Cancelling::Ended => {
+                let message = "the invocation has ended already";
+                return Err(Error::new(ErrorKind::Conflict, message).with_retry(Retry::Never));
+            }
+        }
+        self.audit_change(cx, Action::Cancel, &found.submission.key.name, None).await;
+        Ok(())
+    }
+
+    /// Waits for the end of an invocation, wherever it is executed.
+    pub(crate) async fn wait(&self, cx: &CallContext, id: InvocationId, patience: Duration) -> Result<Waited> {
+        const FIRST: Duration = Duration::from_millis(50);
+        const MOST: Duration = Duration::from_secs(1);
+        let mut endings = self.queue()?.endings();
+        let own = self.own_queued(cx, id).await?;
+        if own.is_none() {
+            // It is kept no longer, or never was in the queue: what is left is its record.
+            self.authorize(cx, Action::ReadExecutions, None).await?;
+        }
+        let until = tokio::time::Instant::now() + patience;
+        let mut pause = FIRST;
+        loop {
+            let record = self.invocations.get(cx.tenant(), id).await?.ok_or_else(|| not_queued(id))?;
+            if record.state.is_final() {
+                return Ok(Waited::Ended(record));
+            }
+            let now = tokio::time::Instant::now();
+            if now >= until || self.lifetime.closing.is_cancelled() {
+                return Ok(Waited::NotYet(record));
+            }
+            // Another process may end it, which not every store hears of.
+            let look = (now + pause).min(until);
+            tokio::select! {
+                () = endings.changed() => {}
+                () = tokio::time::sleep_until(look) => pause = (pause * 2).min(MOST),
+                () = self.lifetime.closing.cancelled() => {}
+            }
+        }
+    }
+
+    /// The kept answer of an invocation that has ended.
+    pub(crate) async fn result(&self, cx: &CallContext, id: InvocationId) -> Result<InvokeResponse> {
+        let Some(found) = self.own_queued(cx, id).await? else {
+            self.authorize(cx, Action::ReadExecutions, None).await?;
+            let record = self.invocations.get(cx.tenant(), id).await?.ok_or_else(|| not_queued(id))?;
+            return Err(match record.state.is_final() {
+                true => not_kept(id),
+                false => in_progress(id),
+            });
+        };
+        replayed(&found)
+    }
+
+    async fn redrive(&self, cx: &CallContext, id: InvocationId) -> Result<Receipt> {
+        let queue = self.queue()?;
+        let dead = self.queued(cx, id, Action::Redrive).await?;
+        if dead.state != QueueState::Dead {
+            return Err(not_dead(id));
+        }
+        let old = &dead.submission;
+        let mut submission = Submission::clone(old);
+        submission.id = InvocationId::generate();
+        submission.created_at = self.clock.now();
+        submission.principal = Principal::clone(cx.principal());
+        submission.idempotency = None;
+        submission.lineage.redrive_of = Some(id);
+        submission.not_before = None;
+        let record = match &old.work {
+            Work::Invoke => {
+                let key = &old.key;
+                let route = self.routes.find(&self.functions, key).await?;
+                let serving = self.serving_on(&route, &crate::Qualifier::Serving).await?;
+                // Whoever has it executed again means the function that bears the name now.
+                submission.function = serving.revision.function;
+                submission.generation = serving.revision.generation;
+                submission.pinned = false;
+                submission.lineage.accepted_by = Some(serving.revision.generation);
+                Some(Arc::new(self.queued_record(&submission, &serving)))
+            }
+            Work::Callback { .. } => None,
+        };
+        let receipt = Receipt { id: submission.id, is_repeated: false };
+        let acceptance = Acceptance::new(Arc::new(submission), record).with_limits(self.queue_limits());
+        queue.redrive(cx.tenant(), id, acceptance, self.config.queue.keep_for).await?;
+        self.audit_change(cx, Action::Redrive, &old.key.name, None).await;
+        Ok(receipt)
+    }
+
+    /// Ends or puts off what was taken and not sent.
+    pub(crate) async fn settle_unsent(
+        &self,
+        taken: &crate::TakenInvocation,
+        error: &Error,
+        claim: Claim,
+    ) -> Result<()> {
+        let settlement = self.unsent(taken, error, claim).await?;
+        self.queue()?.settle(&taken.lease, settlement).await
+    }
+}
+
+/// What was let in, and how it is stored.
+struct LetIn {
+    serving: Arc<Serving>,
+    stored: StoredRequest,
+    payload: Bytes,
+    idempotency: Option<IdempotencyKey>,
+}
+
+impl LetIn {
+    fn submission(&self, host: &Host, cx: &CallContext) -> Submission {
+        let id = cx.invocation_id().unwrap_or_else(InvocationId::generate);
+        let principal = Principal::clone(cx.principal());
+        let (request, payload) = (self.stored.clone(), self.payload.clone());
+        let mut submission = Submission::new(id, &self.serving.revision, principal, host.clock.now(), request, payload);
+        submission.trace = cx.trace();
+        submission.trace_state = cx.trace_state().map(str::to_owned);
+        submission.idempotency = self.idempotency.clone();
+        submission
+    }
+}
+
+/// A key with what is sent under it.
+fn idempotency(key: &str, request: &StoredRequest, payload: &[u8]) -> Result<IdempotencyKey> {
+    if key.is_empty() || key.len() > IdempotencyKey::MAX_LEN || key.chars().any(char::is_control) {
+        let message =
+            format!("an idempotency key has 1 to {} bytes and no control characters", IdempotencyKey::MAX_LEN);
+        return Err(Error::new(ErrorKind::InvalidArgument, message));
+    }
+    let mut hash = Sha256::new();
+    let content_type = request.headers.iter().find(|(name, _)| name == header::CONTENT_TYPE.as_str());
+    let parts = [
+        request.method.as_str(),
+        &request.path,
+        request.query.as_deref().unwrap_or_default(),
+        content_type.map_or("", |(_, value)| value),
+    ];
+    for part in parts {
+        // With its length, so that two requests whose parts meet elsewhere differ.
+        hash.update(part.len().to_le_bytes());
+        hash.update(part);
+    }
+    hash.update(payload);
+    let fingerprint: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(IdempotencyKey::new(key, fingerprint))
+}
+
+fn in_progress(id: InvocationId) -> Error {
+    Error::new(ErrorKind::InProgress, "the invocation has not ended yet")
+        .with_context("invocation", id.to_string())
+        .with_retry_after(Duration::from_secs(1))
+}
+
+fn not_kept(id: InvocationId) -> Error {
+    Error::new(ErrorKind::ResultNotKept, "the invocation has ended, and its result is not kept")
+        .with_context("invocation", id.to_string())
+}
+
+/// What an invocation has answered, once more.
+fn replayed(known: &QueuedInvocation) -> Result<InvokeResponse> {
+    let id = known.submission.id;
+    if known.state.is_open() {
+        return Err(in_progress(id));
+    }
+    let Progress { answer, failure, .. } = &known.progress;
+    let Some(answer) = answer else {
+        return Err(match failure {
+            Some(failure) => failure_again(failure).with_context("invocation", id.to_string()),
+            None => not_kept(id),
+        });
+    };
+    let Some(body) = &answer.body else { return Err(not_kept(id)) };
+    read_answer(answer, body).ok_or_else(|| {
+        Error::new(ErrorKind::Store, "the kept answer can't be read").with_context("invocation", id.to_string())
+    })
+}
+
+fn read_answer(answer: &StoredAnswer, body: &Bytes) -> Option<InvokeResponse> {
+    let status = StatusCode::from_u16(answer.status).ok()?;
+    let mut response = InvokeResponse::new(status, body.clone());
+    response.headers = read_headers(&answer.headers)?;
+    response.headers.remove(header::DATE);
+    response.headers.remove(header::CONTENT_LENGTH);
+    if let Some(failure) = answer.failure.as_ref().filter(|failure| failure.class == ErrorClass::Function) {
+        response.outcome = crate::Outcome::Failed(crate::FunctionFailure::new(failure.message.clone()));
+    }
+    Some(response)
+}
+
+/// A failure as the error that it was.
+fn failure_again(failure: &Failure) -> Error {
+    let kind = ErrorKind::ALL.iter().copied().find(|kind| kind.code() == failure.code).unwrap_or(ErrorKind::Internal);
+    Error::new(kind, failure.message.clone()).with_delivery(failure.delivery).with_retry(Retry::Never)
+}
+
+/// The JSON document about the end of an invocation that a destination gets.
+pub(crate) fn ending_document(record: &InvocationRecord, progress: &Progress) -> Vec<u8> {
+    let result = progress.answer.as_ref().and_then(|answer| answer.body.as_ref());
+    let json = result.and_then(|body| serde_json::from_slice::<serde_json::Value>(body).ok());
+    let text = result.filter(|_| json.is_none()).and_then(|body| std::str::from_utf8(body).ok());
+    let document = serde_json::json!({
+        "type": if record.state == InvocationState::Succeeded { "invocation.succeeded" } else { "invocation.failed" },
+        "timestamp": record.finished_at,
+        "data": {
+            "invocation": record.id,
+            "tenant": record.key.tenant,
+            "function": record.key.name,
+            "generation": record.generation,
+            "state": record.state,
+            "status": record.status,
+            "failure": record.failure,
+            "attempts": record.attempts,
+            "lineage": record.lineage,
+            "result": json.or_else(|| text.map(Into::into)),
+        }
+    });
+    document.to_string().into_bytes()
+}
+
+/// The media type of [`ending_document`].
+pub(crate) const ENDING_TYPE: HeaderValue = HeaderValue::from_static("application/json");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(path: &str, query: Option<&str>) -> StoredRequest {
+        let mut request = InvokeRequest::new("").with_path(path.to_owned());
+        request.query = query.map(str::to_owned);
+        StoredRequest::of(&request).unwrap()
+    }
+
+    #[test]
+    fn a_fingerprint_tells_requests_apart() {
+        let print = |request: &StoredRequest, payload: &[u8]| idempotency("k", request, payload).unwrap().fingerprint;
+        let same = print(&stored("/a", Some("b")), b"c");
+        assert_eq!(same, print(&stored("/a", Some("b")), b"c"));
+        for (request, payload) in [
+            (stored("/a", Some("b")), &b"d"[..]),
+            (stored("/a", None), b"c"),
+            (stored("/ab", None), b"c"),
+            (stored("/a", Some("bc")), b""),
+        ] {
+            assert_ne!(same, print(&request, payload));
+        }
+        assert!(idempotency("", &stored("", None), b"").is_err());
+        assert!(idempotency(&"x".repeat(256), &stored("", None), b"").is_err());
+        assert!(idempotency("a\nb", &stored("", None), b"").is_err());
+    }
+}
