@@ -13,6 +13,8 @@ mod logs;
 #[cfg(test)]
 mod manager;
 #[cfg(test)]
+mod queue;
+#[cfg(test)]
 mod reconcile;
 #[cfg(test)]
 mod records;
