@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     Delivery, DriverName, ErrorClass, FunctionId, FunctionKey, FunctionName, Generation, InvocationId, Lineage, Origin,
-    PrincipalId, TimedPhase, Timestamp, Timings, TraceParent,
+    PrincipalId, TimedPhase, Timestamp, Timings, TraceParent, Violation,
 };
 
 /// How far an execution is.
@@ -139,13 +139,24 @@ pub struct Failure {
     pub message: String,
     /// Whether the function can have run.
     pub delivery: Delivery,
+    /// What was wrong with the payload or the result, each with its place. No value stands there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub violations: Vec<Violation>,
 }
 
 impl Failure {
     /// Says whose failure it is, and which.
     #[must_use]
     pub fn new(class: ErrorClass, code: impl Into<String>, message: impl Into<String>, delivery: Delivery) -> Self {
-        Self { class, code: code.into(), message: message.into(), delivery }
+        Self { class, code: code.into(), message: message.into(), delivery, violations: Vec::new() }
+    }
+
+    /// An error as a failure.
+    #[must_use]
+    pub fn of(error: &crate::Error) -> Self {
+        let mut failure = Self::new(error.class(), error.kind().code(), error.message().to_owned(), error.delivery());
+        failure.violations = error.violations().to_vec();
+        failure
     }
 }
 

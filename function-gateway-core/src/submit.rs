@@ -36,6 +36,9 @@ pub struct SubmitOptions {
     pub sequence: Option<Sequence>,
     /// The event that it is a consequence of.
     pub event: Option<EventRef>,
+    /// Accepts also what the function does not take: it then fails when it is executed, and is a dead letter that says why.
+    /// For senders who are not to learn which functions there are.
+    pub unchecked: bool,
 }
 
 impl SubmitOptions {
@@ -64,6 +67,13 @@ impl SubmitOptions {
     #[must_use]
     pub fn with_sequence(mut self, sequence: Sequence) -> Self {
         self.sequence = Some(sequence);
+        self
+    }
+
+    /// Leaves the check of the payload to the execution.
+    #[must_use]
+    pub fn unchecked(mut self) -> Self {
+        self.unchecked = true;
         self
     }
 
@@ -202,9 +212,15 @@ impl Host {
     }
 
     /// Lets an invocation in as far as it can be looked at before it is executed.
-    async fn let_in(&self, cx: &CallContext, function: &FunctionRef, request: InvokeRequest) -> Result<LetIn> {
+    async fn let_in(
+        &self,
+        cx: &CallContext,
+        function: &FunctionRef,
+        request: InvokeRequest,
+        unchecked: bool,
+    ) -> Result<LetIn> {
         let (serving, request, found) = self.examine(cx, function, request, Some(&self.config.queue)).await?;
-        if !found.is_empty() {
+        if !found.is_empty() && !unchecked {
             return Err(Error::new(ErrorKind::InvalidInput, "the payload is not what the function takes")
                 .with_violations(found));
         }
@@ -224,7 +240,7 @@ impl Host {
     ) -> Result<Receipt> {
         let queue = self.queue()?;
         self.check_options(&options)?;
-        let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request)).await?;
+        let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request, options.unchecked)).await?;
         let mut submission = let_in.submission(self, cx);
         submission.origin = if options.event.is_some() { Origin::Event } else { Origin::Async };
         submission.pinned = options.pin || *function.qualifier() != crate::Qualifier::Serving;
@@ -315,7 +331,7 @@ impl Host {
         request: InvokeRequest,
     ) -> Result<InvokeResponse> {
         let queue = self.queue()?;
-        let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request)).await?;
+        let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request, false)).await?;
         let mut submission = let_in.submission(self, cx);
         submission.origin = cx.origin();
         submission.pinned = *function.qualifier() != crate::Qualifier::Serving;
@@ -539,7 +555,10 @@ fn read_answer(answer: &StoredAnswer, body: &Bytes) -> Option<InvokeResponse> {
 /// A failure as the error that it was.
 fn failure_again(failure: &Failure) -> Error {
     let kind = ErrorKind::ALL.iter().copied().find(|kind| kind.code() == failure.code).unwrap_or(ErrorKind::Internal);
-    Error::new(kind, failure.message.clone()).with_delivery(failure.delivery).with_retry(Retry::Never)
+    Error::new(kind, failure.message.clone())
+        .with_delivery(failure.delivery)
+        .with_retry(Retry::Never)
+        .with_violations(failure.violations.clone())
 }
 
 /// The JSON document about the end of an invocation that a destination gets.

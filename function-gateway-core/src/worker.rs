@@ -585,9 +585,7 @@ impl Host {
         let policy = policy_of(submission, serving.as_deref());
         let number = invocation.attempts + 1;
         let failure = match (&record, &error) {
-            (_, Some(error)) => {
-                Some(Failure::new(error.class(), error.kind().code(), error.message().to_owned(), error.delivery()))
-            }
+            (_, Some(error)) => Some(Failure::of(error)),
             (Some(record), None) => record.failure.clone(),
             (None, None) => None,
         };
@@ -659,7 +657,7 @@ impl Host {
     /// How what was taken and not sent is settled.
     pub(crate) async fn unsent(&self, taken: &TakenInvocation, error: &Error, claim: Claim) -> Result<Settlement> {
         let submission = &taken.invocation.submission;
-        let failure = Failure::new(error.class(), error.kind().code(), error.message().to_owned(), error.delivery());
+        let failure = Failure::of(error);
         let mut progress = taken.invocation.progress.clone();
         if taken.invocation.state == QueueState::Running {
             progress.add(interrupted(&taken.invocation));
@@ -969,8 +967,7 @@ fn interrupted(invocation: &crate::QueuedInvocation) -> Attempt {
     let at = invocation.due_at.unwrap_or(invocation.submission.created_at);
     let mut attempt = Attempt::new(invocation.attempts, at, at);
     let error = lost();
-    attempt.failure =
-        Some(Failure::new(error.class(), error.kind().code(), error.message().to_owned(), error.delivery()));
+    attempt.failure = Some(Failure::of(&error));
     attempt
 }
 
