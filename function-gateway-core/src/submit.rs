@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header};
+use http::{StatusCode, header};
 use sha2::{Digest as _, Sha256};
 
 use crate::body::by_deadline;
@@ -560,33 +560,6 @@ fn failure_again(failure: &Failure) -> Error {
         .with_retry(Retry::Never)
         .with_violations(failure.violations.clone())
 }
-
-/// The JSON document about the end of an invocation that a destination gets.
-pub(crate) fn ending_document(record: &InvocationRecord, progress: &Progress) -> Vec<u8> {
-    let result = progress.answer.as_ref().and_then(|answer| answer.body.as_ref());
-    let json = result.and_then(|body| serde_json::from_slice::<serde_json::Value>(body).ok());
-    let text = result.filter(|_| json.is_none()).and_then(|body| std::str::from_utf8(body).ok());
-    let document = serde_json::json!({
-        "type": if record.state == InvocationState::Succeeded { "invocation.succeeded" } else { "invocation.failed" },
-        "timestamp": record.finished_at,
-        "data": {
-            "invocation": record.id,
-            "tenant": record.key.tenant,
-            "function": record.key.name,
-            "generation": record.generation,
-            "state": record.state,
-            "status": record.status,
-            "failure": record.failure,
-            "attempts": record.attempts,
-            "lineage": record.lineage,
-            "result": json.or_else(|| text.map(Into::into)),
-        }
-    });
-    document.to_string().into_bytes()
-}
-
-/// The media type of [`ending_document`].
-pub(crate) const ENDING_TYPE: HeaderValue = HeaderValue::from_static("application/json");
 
 #[cfg(test)]
 mod tests {
