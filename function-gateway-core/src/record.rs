@@ -262,6 +262,39 @@ impl InvocationRecord {
     }
 }
 
+impl InvocationRecord {
+    /// The record of what was accepted for a function that is not there, or that nothing serves. Its driver is `none`.
+    pub(crate) fn unserved(submission: &crate::Submission) -> Self {
+        let crate::Submission { id, key, function, generation, principal, created_at, .. } = submission;
+        Self {
+            id: *id,
+            key: key.clone(),
+            function: *function,
+            generation: *generation,
+            driver: DriverName::none(),
+            owner: principal.id.clone(),
+            labels: BTreeMap::new(),
+            state: InvocationState::Queued,
+            failure: None,
+            status: None,
+            attempts: 0,
+            caller: principal.id.clone(),
+            origin: Origin::Async,
+            trace: None,
+            created_at: *created_at,
+            started_at: None,
+            finished_at: None,
+            timings: Timings::default(),
+            request_bytes: None,
+            response_bytes: 0,
+            payload: None,
+            result: None,
+            logs: None,
+            lineage: None,
+        }
+    }
+}
+
 /// Which executions, for a list. All that is set has to hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -15,10 +15,10 @@ use crate::route::Serving;
 use crate::worker::Claim;
 use crate::{
     Acceptance, Accepted, Action, AsyncPolicy, CallContext, Cancelling, DeadLetterFilter, Delivery, Due, Error,
-    ErrorClass, ErrorKind, EventRef, Failure, FunctionName, FunctionRef, Gateway, IdempotencyKey, InvocationId,
-    InvocationQueue, InvocationRecord, InvocationState, InvokeRequest, InvokeResponse, Origin, Page, PageRequest,
-    Principal, Progress, QueueDepth, QueueLimits, QueueState, QueuedInvocation, Result, Retry, Sequence, StoredAnswer,
-    StoredRequest, Submission, Violation, Work,
+    ErrorClass, ErrorKind, EventRef, Failure, FunctionId, FunctionKey, FunctionName, FunctionRef, Gateway, Generation,
+    IdempotencyKey, InvocationId, InvocationQueue, InvocationRecord, InvocationState, InvokeRequest, InvokeResponse,
+    Origin, Page, PageRequest, Principal, Progress, QueueDepth, QueueLimits, QueueState, QueuedInvocation, Result,
+    Retry, Revision, Sequence, StoredAnswer, StoredRequest, Submission, Violation, Work,
 };
 
 /// How an invocation is submitted. Everything has a default.
@@ -36,8 +36,9 @@ pub struct SubmitOptions {
     pub sequence: Option<Sequence>,
     /// The event that it is a consequence of.
     pub event: Option<EventRef>,
-    /// Accepts also what the function does not take: it then fails when it is executed, and is a dead letter that says why.
-    /// For senders who are not to learn which functions there are.
+    /// Looks at nothing at the door: neither at the payload, nor at whether the principal may execute the function or there is
+    /// one. What is wrong shows when it is executed, and is a dead letter that says why. For senders who are not to learn
+    /// of functions, such as those of events; the host sees to who may do so.
     pub unchecked: bool,
 }
 
@@ -70,7 +71,7 @@ impl SubmitOptions {
         self
     }
 
-    /// Leaves the check of the payload to the execution.
+    /// Leaves all checks to the execution.
     #[must_use]
     pub fn unchecked(mut self) -> Self {
         self.unchecked = true;
@@ -212,15 +213,9 @@ impl Host {
     }
 
     /// Lets an invocation in as far as it can be looked at before it is executed.
-    async fn let_in(
-        &self,
-        cx: &CallContext,
-        function: &FunctionRef,
-        request: InvokeRequest,
-        unchecked: bool,
-    ) -> Result<LetIn> {
+    async fn let_in(&self, cx: &CallContext, function: &FunctionRef, request: InvokeRequest) -> Result<LetIn> {
         let (serving, request, found) = self.examine(cx, function, request, Some(&self.config.queue)).await?;
-        if !found.is_empty() && !unchecked {
+        if !found.is_empty() {
             return Err(Error::new(ErrorKind::InvalidInput, "the payload is not what the function takes")
                 .with_violations(found));
         }
@@ -229,6 +224,45 @@ impl Host {
         let idempotency =
             request.idempotency_key.as_deref().map(|key| idempotency(key, &stored, &payload)).transpose()?;
         Ok(LetIn { serving, stored, payload, idempotency })
+    }
+
+    /// An invocation of whatever bears a name, also where nothing does.
+    async fn unchecked(
+        &self,
+        cx: &CallContext,
+        function: &FunctionRef,
+        mut request: InvokeRequest,
+    ) -> Result<(Submission, Option<Arc<Revision>>)> {
+        self.lifetime.check_open()?;
+        let payload = std::mem::take(&mut request.body).collect(self.config.queue.max_payload_bytes).await?;
+        let stored = StoredRequest::of(&request)?;
+        let key = FunctionKey::new(cx.tenant().clone(), function.name().clone());
+        let (id, generation, revision) = self.named(&key).await?;
+        let principal = Principal::clone(cx.principal());
+        let invocation = cx.invocation_id().unwrap_or_else(InvocationId::generate);
+        let meant = (key, id, generation);
+        let mut submission = Submission::meant(invocation, meant, (principal, self.clock.now()), stored, payload);
+        submission.lineage.accepted_by = revision.as_ref().map(|revision| revision.generation);
+        (submission.trace, submission.trace_state) = (cx.trace(), cx.trace_state().map(str::to_owned));
+        if let Some(key) = &request.idempotency_key {
+            submission.idempotency = Some(idempotency(key, &submission.request, &submission.payload)?);
+        }
+        Ok((submission, revision))
+    }
+
+    /// The function that bears a name, and what serves of it; one that is nobody's where none does.
+    pub(crate) async fn named(&self, key: &FunctionKey) -> Result<(FunctionId, Generation, Option<Arc<Revision>>)> {
+        let route = match self.routes.find(&self.functions, key).await {
+            Ok(route) => route,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Ok((FunctionId::generate(), Generation::FIRST, None));
+            }
+            Err(error) => return Err(error),
+        };
+        let function = &route.function;
+        let generation = function.status.serving_generation().unwrap_or(function.generation);
+        let revision = self.functions.revision(&key.tenant, function.id, generation).await?;
+        Ok((function.id, generation, revision))
     }
 
     pub(crate) async fn submit(
@@ -240,8 +274,13 @@ impl Host {
     ) -> Result<Receipt> {
         let queue = self.queue()?;
         self.check_options(&options)?;
-        let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request, options.unchecked)).await?;
-        let mut submission = let_in.submission(self, cx);
+        let (mut submission, revision) = match options.unchecked {
+            true => by_deadline(cx.deadline(), self.unchecked(cx, function, request)).await?,
+            false => {
+                let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request)).await?;
+                (let_in.submission(self, cx), Some(Arc::clone(&let_in.serving.revision)))
+            }
+        };
         submission.origin = if options.event.is_some() { Origin::Event } else { Origin::Async };
         submission.pinned = options.pin || *function.qualifier() != crate::Qualifier::Serving;
         submission.policy = options.policy;
@@ -252,7 +291,7 @@ impl Host {
             Some(Due::In(delay)) => Some(submission.created_at.plus(delay)),
             Some(Due::Now) | None => None,
         };
-        let record = self.queued_record(&submission, &let_in.serving);
+        let record = queued_record(&submission, revision.as_deref());
         let acceptance = Acceptance::new(Arc::new(submission), Some(Arc::new(record)))
             .with_due(options.due.unwrap_or(Due::Now))
             .with_limits(self.queue_limits());
@@ -271,18 +310,6 @@ impl Host {
         let mut limits = QueueLimits::new(config.max_per_function, config.max_per_tenant);
         limits.pinned = config.max_pinned;
         limits
-    }
-
-    /// The record of what was accepted.
-    pub(crate) fn queued_record(&self, submission: &Submission, serving: &Serving) -> InvocationRecord {
-        let caller = submission.principal.id.clone();
-        let mut record = InvocationRecord::new(submission.id, &serving.revision, caller, submission.created_at);
-        record.state = InvocationState::Queued;
-        record.origin = submission.origin;
-        record.trace = submission.trace;
-        record.request_bytes = u64::try_from(submission.payload.len()).ok();
-        record.lineage = Some(Box::new(submission.lineage.clone()));
-        record
     }
 
     fn check_options(&self, options: &SubmitOptions) -> Result<()> {
@@ -331,11 +358,11 @@ impl Host {
         request: InvokeRequest,
     ) -> Result<InvokeResponse> {
         let queue = self.queue()?;
-        let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request, false)).await?;
+        let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request)).await?;
         let mut submission = let_in.submission(self, cx);
         submission.origin = cx.origin();
         submission.pinned = *function.qualifier() != crate::Qualifier::Serving;
-        let record = self.queued_record(&submission, &let_in.serving);
+        let record = queued_record(&submission, Some(&let_in.serving.revision));
         let lease = self.config.longest_call(&let_in.serving.revision.spec) + self.config.queue.lease_margin;
         let submission = Arc::new(submission);
         let acceptance = Acceptance::new(Arc::clone(&submission), Some(Arc::new(record)))
@@ -441,7 +468,7 @@ impl Host {
                 submission.generation = serving.revision.generation;
                 submission.pinned = false;
                 submission.lineage.accepted_by = Some(serving.revision.generation);
-                Some(Arc::new(self.queued_record(&submission, &serving)))
+                Some(Arc::new(queued_record(&submission, Some(&serving.revision))))
             }
             Work::Callback { .. } => None,
         };
@@ -477,12 +504,29 @@ impl LetIn {
         let id = cx.invocation_id().unwrap_or_else(InvocationId::generate);
         let principal = Principal::clone(cx.principal());
         let (request, payload) = (self.stored.clone(), self.payload.clone());
-        let mut submission = Submission::new(id, &self.serving.revision, principal, host.clock.now(), request, payload);
+        let revision = &self.serving.revision;
+        let mut submission = Submission::new(id, revision, principal, host.clock.now(), request, payload);
         submission.trace = cx.trace();
         submission.trace_state = cx.trace_state().map(str::to_owned);
         submission.idempotency = self.idempotency.clone();
         submission
     }
+}
+
+/// The record of what was accepted. Where nothing serves that could execute it, `none` stands for the driver.
+pub(crate) fn queued_record(submission: &Submission, revision: Option<&Revision>) -> InvocationRecord {
+    let caller = submission.principal.id.clone();
+    let (id, created_at) = (submission.id, submission.created_at);
+    let mut record = match revision {
+        Some(revision) => InvocationRecord::new(id, revision, caller, created_at),
+        None => InvocationRecord::unserved(submission),
+    };
+    record.state = InvocationState::Queued;
+    record.origin = submission.origin;
+    record.trace = submission.trace;
+    record.request_bytes = u64::try_from(submission.payload.len()).ok();
+    record.lineage = Some(Box::new(submission.lineage.clone()));
+    record
 }
 
 /// A key with what is sent under it.

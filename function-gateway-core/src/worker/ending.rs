@@ -6,6 +6,7 @@ use super::attempt::Outcome;
 use crate::host::Host;
 use crate::route::Serving;
 use crate::settle::{Ended, Verdict, verdict};
+use crate::submit::queued_record;
 use crate::{
     AsyncPolicy, Attempt, Delivery, Due, Error, ErrorKind, Failure, InvocationRecord, InvocationState, InvokeResponse,
     Progress, QueueState, QueuedInvocation, Result, Retry, Settled, Settlement, Submission, TakenInvocation, Timestamp,
@@ -152,9 +153,7 @@ impl Host {
         let known = self.invocations.get(&submission.key.tenant, submission.id).await?;
         let mut record = match (known, serving) {
             (Some(known), _) => InvocationRecord::clone(&known),
-            (None, Some(serving)) => self.queued_record(submission, serving),
-            // The store has forgotten it, and there is nobody left who could say what it was.
-            (None, None) => return Ok(None),
+            (None, serving) => queued_record(submission, serving.map(|serving| &*serving.revision)),
         };
         record.state = match failure.code.as_str() {
             code if code == ErrorKind::Lost.code() => InvocationState::Lost,

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use crate::host::Host;
+use crate::submit::queued_record;
 use crate::{
-    Acceptance, AsyncPolicy, Destination, Error, FunctionId, FunctionKey, FunctionName, Generation, InvocationId,
-    InvocationRecord, InvocationState, InvokeRequest, Origin, Progress, Qualifier, Sequence, StoredRequest, Submission,
-    Work,
+    Acceptance, AsyncPolicy, Destination, FunctionId, FunctionKey, FunctionName, Generation, InvocationId,
+    InvocationRecord, InvocationState, InvokeRequest, Origin, Progress, Sequence, StoredRequest, Submission, Work,
 };
 
 impl Host {
@@ -78,38 +78,12 @@ impl Host {
     ) -> (Submission, Option<InvocationRecord>) {
         let mut child = self.child(parent, request, payload);
         child.key = FunctionKey::new(parent.key.tenant.clone(), name.clone());
-        let serving = async {
-            let route = self.routes.find(&self.functions, &child.key).await?;
-            let function = route.function.id;
-            Ok::<_, Error>((function, self.serving_on(&route, &Qualifier::Serving).await))
-        };
-        let serving = match serving.await {
-            Ok((function, serving)) => {
-                child.function = function;
-                serving.ok()
-            }
-            Err(_) => {
-                child.function = FunctionId::generate();
-                None
-            }
-        };
-        child.generation = serving.as_ref().map_or(Generation::FIRST, |serving| serving.revision.generation);
-        child.lineage.accepted_by = serving.as_ref().map(|serving| serving.revision.generation);
-        let record = match serving {
-            Some(serving) => Some(self.queued_record(&child, &serving)),
-            None => self.invocations.get(&parent.key.tenant, parent.id).await.ok().flatten().map(|of_parent| {
-                let mut record = InvocationRecord::clone(&of_parent);
-                (record.id, record.key, record.function) = (child.id, child.key.clone(), child.function);
-                (record.generation, record.state, record.failure) = (child.generation, InvocationState::Queued, None);
-                (record.status, record.attempts, record.started_at, record.finished_at) = (None, 0, None, None);
-                (record.payload, record.result, record.logs) = (None, None, None);
-                (record.timings, record.response_bytes) = (crate::Timings::default(), 0);
-                (record.created_at, record.origin) = (child.created_at, child.origin);
-                record.request_bytes = u64::try_from(child.payload.len()).ok();
-                record.lineage = Some(Box::new(child.lineage.clone()));
-                record
-            }),
-        };
+        let named = self.named(&child.key).await;
+        let (function, generation, revision) =
+            named.unwrap_or_else(|_| (FunctionId::generate(), Generation::FIRST, None));
+        (child.function, child.generation) = (function, generation);
+        child.lineage.accepted_by = revision.as_ref().map(|revision| revision.generation);
+        let record = Some(queued_record(&child, revision.as_deref()));
         (child, record)
     }
 
