@@ -232,6 +232,7 @@ impl Host {
         cx: &CallContext,
         function: &FunctionRef,
         mut request: InvokeRequest,
+        is_event: bool,
     ) -> Result<(Submission, Option<Arc<Revision>>)> {
         self.lifetime.check_open()?;
         let payload = std::mem::take(&mut request.body).collect(self.config.queue.max_payload_bytes).await?;
@@ -245,7 +246,12 @@ impl Host {
         submission.lineage.accepted_by = revision.as_ref().map(|revision| revision.generation);
         (submission.trace, submission.trace_state) = (cx.trace(), cx.trace_state().map(str::to_owned));
         if let Some(key) = &request.idempotency_key {
-            submission.idempotency = Some(idempotency(key, &submission.request, &submission.payload)?);
+            let mut known = idempotency(key, &submission.request, &submission.payload)?;
+            if is_event {
+                // An event is the same by what its key is made of, whatever its data are this time.
+                "event".clone_into(&mut known.fingerprint);
+            }
+            submission.idempotency = Some(known);
         }
         Ok((submission, revision))
     }
@@ -275,7 +281,7 @@ impl Host {
         let queue = self.queue()?;
         self.check_options(&options)?;
         let (mut submission, revision) = match options.unchecked {
-            true => by_deadline(cx.deadline(), self.unchecked(cx, function, request)).await?,
+            true => by_deadline(cx.deadline(), self.unchecked(cx, function, request, options.event.is_some())).await?,
             false => {
                 let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request)).await?;
                 (let_in.submission(self, cx), Some(Arc::clone(&let_in.serving.revision)))

@@ -1,4 +1,4 @@
-//! CloudEvents 1.0 for Function Gateway: events over HTTP and as JSON, and the filters of subscriptions.
+//! CloudEvents 1.0 for Function Gateway: events over HTTP and as JSON, and subscriptions.
 //!
 //! ```
 //! use function_gateway_events::{Event, EventLimits, Filter, Filters, from_http, to_http_structured};
@@ -30,15 +30,18 @@
 //! # Filters
 //! [`Filters`] are those of the CloudEvents Subscriptions API: `exact`, `prefix`, `suffix`, `all`, `any` and `not`.
 //!
-//! Nothing here does I/O.
+//! # Subscriptions
+//! An [`EventBroker`] keeps [`Subscription`]s in a store, and has a gateway's queue execute the functions that they name.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod attribute;
+mod broker;
 mod event;
 mod filter;
 mod http;
 mod json;
 mod limits;
+mod subscription;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -47,10 +50,12 @@ mod violations;
 pub use attribute::{
     AttributeName, AttributeType, AttributeValue, EventString, InvalidAttribute, MediaType, Uri, UriReference,
 };
+pub use broker::{BrokerConfig, EventBroker, Published, Triggered, VALIDATION_ERROR};
 pub use event::{Event, EventBuilder, ExtensionValue};
 pub use filter::{Filter, Filters};
 pub use http::{Events, from_http, to_http_batch, to_http_binary, to_http_structured};
 pub use limits::EventLimits;
+pub use subscription::{EventForm, FailurePolicy, Retries, Strategy, Subscription, SubscriptionName, SubscriptionSpec};
 pub use time::EventTime;
 
 /// The code in docs/events.md, compiled.
