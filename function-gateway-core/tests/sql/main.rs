@@ -12,6 +12,8 @@ mod faults;
 #[cfg(test)]
 mod migrations;
 #[cfg(test)]
+mod outlived;
+#[cfg(test)]
 mod recording;
 #[cfg(test)]
 mod sharing;
@@ -88,7 +90,7 @@ macro_rules! on_server {
     ($module:ident, $database:expr, $needs:literal) => {
         mod $module {
             use crate::common::{Database, opened};
-            use crate::{crashes, faults, migrations, recording, sharing};
+            use crate::{crashes, faults, migrations, outlived, recording, sharing};
 
             function_gateway_testkit::function_store_conformance!(
                 #[ignore = $needs]
@@ -129,6 +131,18 @@ macro_rules! on_server {
             #[ignore = $needs]
             async fn a_pool_that_is_exhausted_says_so_and_recovers() {
                 faults::a_pool_that_is_exhausted_says_so_and_recovers($database.await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            #[ignore = $needs]
+            async fn gateways_that_are_killed_lose_nothing_and_repeat_nothing() {
+                outlived::gateways_that_are_killed($database.await, 5).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            #[ignore = "takes long: cargo xtask soak"]
+            async fn soak_gateways_that_are_killed() {
+                outlived::gateways_that_are_killed($database.await, 4 * crashes::soak_count()).await;
             }
 
             #[tokio::test]
