@@ -312,7 +312,8 @@ pub trait ApiKeyStore: fmt::Debug + Send + Sync + 'static {
     async fn revoke_key(&self, tenant: &TenantId, id: ApiKeyId, at: Timestamp) -> Result<Arc<ApiKey>>;
 }
 
-/// A small document that something beside the gateway keeps for a tenant, such as a subscription.
+/// A small document that something beside the gateway keeps for a tenant, such as a subscription. Its texts are without
+/// `U+0000`, which not every database takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoredDocument {

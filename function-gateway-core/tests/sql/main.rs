@@ -27,6 +27,13 @@ mod on_sqlite {
     function_gateway_testkit::invocation_store_conformance!(opened(Database::sqlite()));
     function_gateway_testkit::audit_log_conformance!(opened(Database::sqlite()));
     function_gateway_testkit::api_key_store_conformance!(opened(Database::sqlite()));
+    function_gateway_testkit::document_store_conformance!(opened(Database::sqlite()));
+
+    mod queue {
+        use super::{Database, opened};
+
+        function_gateway_testkit::invocation_queue_conformance!(opened(Database::sqlite()));
+    }
 
     #[tokio::test]
     async fn a_row_that_cant_be_read_breaks_no_list() {
@@ -108,6 +115,19 @@ macro_rules! on_server {
                 #[ignore = $needs]
                 opened($database.await)
             );
+            function_gateway_testkit::document_store_conformance!(
+                #[ignore = $needs]
+                opened($database.await)
+            );
+
+            mod queue {
+                use super::{Database, opened};
+
+                function_gateway_testkit::invocation_queue_conformance!(
+                    #[ignore = $needs]
+                    opened($database.await)
+                );
+            }
 
             #[tokio::test]
             #[ignore = $needs]
