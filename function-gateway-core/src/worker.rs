@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -114,6 +114,7 @@ impl Gateway {
             tasks: tasks.clone(),
             slots: Arc::new(Semaphore::new(config.concurrency.clamp(1, Semaphore::MAX_PERMITS))),
             tenants: Arc::default(),
+            freed: Arc::default(),
         };
         let token = tasks.token();
         self.host.lifetime.spawn(async move {
@@ -134,6 +135,8 @@ struct Crew {
     tasks: TaskTracker,
     slots: Arc<Semaphore>,
     tenants: Arc<Mutex<HashMap<crate::TenantId, usize>>>,
+    /// Tells that a tenant is busy no longer.
+    freed: Arc<Notify>,
 }
 
 /// How long what was taken may wait here until it is dispatched.
@@ -180,6 +183,7 @@ impl Crew {
             if !wait.is_zero() {
                 tokio::select! {
                     () = arrivals.changed() => {}
+                    () = self.freed.notified() => {}
                     () = tokio::time::sleep(wait) => {}
                 }
             }
@@ -196,7 +200,8 @@ impl Crew {
     fn start(&self, item: TakenInvocation, slot: OwnedSemaphorePermit) {
         let tenant = item.invocation.submission.key.tenant.clone();
         *self.tenants.lock().unwrap_or_else(PoisonError::into_inner).entry(tenant.clone()).or_default() += 1;
-        let share = Share { tenant, tenants: Arc::clone(&self.tenants), _slot: slot };
+        let (tenants, freed) = (Arc::clone(&self.tenants), Arc::clone(&self.freed));
+        let share = Share { tenant, tenants, most: self.config.per_tenant(), freed, _slot: slot };
         let (host, give_up, token) = (Arc::clone(&self.host), self.give_up.clone(), self.tasks.token());
         self.host.lifetime.spawn(async move {
             let (_token, _share) = (token, share);
@@ -224,6 +229,8 @@ impl Crew {
 struct Share {
     tenant: crate::TenantId,
     tenants: Arc<Mutex<HashMap<crate::TenantId, usize>>>,
+    most: usize,
+    freed: Arc<Notify>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -231,6 +238,9 @@ impl Drop for Share {
     fn drop(&mut self) {
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = tenants.get_mut(&self.tenant) {
+            if *running >= self.most {
+                self.freed.notify_one();
+            }
             *running -= 1;
             if *running == 0 {
                 tenants.remove(&self.tenant);

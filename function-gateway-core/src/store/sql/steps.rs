@@ -15,8 +15,9 @@ use super::queue::{self, FORMAT, QUEUED, after};
 use crate::queue::{idempotency_mismatch, not_dead, not_queued, queue_lease_lost};
 use crate::store::{check_begin, check_finish, kept_bytes};
 use crate::{
-    Acceptance, Accepted, Dispatch, Due, Error, ErrorKind, FunctionKey, InvocationId, InvocationState, Progress, QueueLease,
-    QueueLimits, QueueState, QueuedInvocation, Result, Settled, Settlement, Submission, TenantId, Timestamp,
+    Acceptance, Accepted, Dispatch, Due, Error, ErrorKind, FunctionKey, InvocationId, InvocationState, Progress,
+    QueueLease, QueueLimits, QueueState, QueuedInvocation, Result, Settled, Settlement, Submission, TenantId,
+    Timestamp,
 };
 
 /// Something that happens to an invocation in the queue.
@@ -46,6 +47,7 @@ pub(super) struct Settling {
     progress: String,
     body: Option<Bytes>,
     followers: Vec<New>,
+    free_key: bool,
 }
 
 pub(super) struct Redriving {
@@ -64,7 +66,15 @@ impl New {
             Encoded::new(Change::Begin, record).map_err(Fault::into_error)
         });
         let document = json(&*submission).map_err(Fault::into_error)?;
-        Ok(Self { id: submission.id.to_string(), document, record: record.transpose()?, submission, due, limits, lease })
+        Ok(Self {
+            id: submission.id.to_string(),
+            document,
+            record: record.transpose()?,
+            submission,
+            due,
+            limits,
+            lease,
+        })
     }
 
     fn bytes(&self) -> usize {
@@ -86,7 +96,7 @@ impl Step {
     }
 
     pub(super) fn settle(lease: QueueLease, settlement: Settlement) -> Result<Self> {
-        let Settlement { settled, mut progress, followers } = settlement;
+        let Settlement { settled, mut progress, followers, free_key } = settlement;
         let record = match &settled {
             Settled::Ended { record: Some(record), .. } => {
                 check_finish(record)?;
@@ -97,7 +107,16 @@ impl Step {
         let body = progress.answer.as_mut().and_then(|answer| answer.body.take());
         let progress = json(&progress).map_err(Fault::into_error)?;
         let followers = followers.into_iter().map(New::new).collect::<Result<_>>()?;
-        Ok(Self::Settle(Settling { lease, id: lease.id.to_string(), settled, record, progress, body, followers }))
+        Ok(Self::Settle(Settling {
+            lease,
+            id: lease.id.to_string(),
+            settled,
+            record,
+            progress,
+            body,
+            followers,
+            free_key,
+        }))
     }
 
     pub(super) fn redrive(tenant: TenantId, of: InvocationId, new: Acceptance, keep_for: Duration) -> Result<Self> {
@@ -244,7 +263,8 @@ impl<'a> Steps<'a> {
             let select = "SELECT id, tenant, name, pinned, state, due_at, epoch, attempts, repeatable, ended_at, dead_at, \
                           expires_at FROM fg_submissions WHERE ";
             // In one order, so that two processes don't wait for each other.
-            let select = dialect.sql(select).any_of("id", ids.iter().copied()).sql(" ORDER BY id").sql(dialect.for_update);
+            let select =
+                dialect.sql(select).any_of("id", ids.iter().copied()).sql(" ORDER BY id").sql(dialect.for_update);
             for mut row in session.rows(select).await? {
                 let (id, held) = held(&mut row).map_err(|reason| unreadable("an invocation in the queue", reason))?;
                 self.held.insert(id, held);
@@ -499,6 +519,7 @@ impl<'a> Steps<'a> {
         self.insert(session).await?;
         self.write_dispatched(session).await?;
         self.write_settled(session).await?;
+        self.free_keys(session).await?;
         for (redriving, progress, expires_at) in &self.redriven {
             let update = "UPDATE fg_submissions SET state = 'redriven', dead_at = NULL, expires_at = ";
             let update = session.dialect().sql(update).arg(*expires_at).sql(", progress = ").arg(json(progress)?);
@@ -539,6 +560,20 @@ impl<'a> Steps<'a> {
                     .sql(")");
             }
             session.execute(statement).await?;
+        }
+        Ok(())
+    }
+
+    async fn free_keys(&self, session: &mut dyn Session) -> Result<(), Fault> {
+        let frees = |held: &Held<'a>| match held.change {
+            Changed::Settled(settling) if settling.free_key => Some(settling.id.as_str()),
+            _ => None,
+        };
+        let mut ids: Vec<&str> = self.held.values().filter_map(frees).collect();
+        ids.sort_unstable();
+        for ids in ids.chunks(MAX_ROWS) {
+            let update = session.dialect().sql("UPDATE fg_submissions SET idem_key = NULL WHERE ");
+            session.execute(update.any_of("id", ids.iter().copied())).await?;
         }
         Ok(())
     }
@@ -585,8 +620,7 @@ impl<'a> Steps<'a> {
         );
         let bytes = |settling: &Settling| settling.progress.len() + settling.body.as_ref().map_or(0, Bytes::len);
         for piece in pieces(&rows, |(.., settling)| bytes(settling)) {
-            let mut statement =
-                dialect.sql(REPLACE).sql(", pinned, ended_at, dead_at, expires_at, result) VALUES ");
+            let mut statement = dialect.sql(REPLACE).sql(", pinned, ended_at, dead_at, expires_at, result) VALUES ");
             for (index, (id, held, settling)) in piece.iter().enumerate() {
                 let Held { pinned, ended_at, dead_at, expires_at, .. } = held;
                 statement = held
@@ -613,7 +647,15 @@ impl Held<'_> {
             .sql(if index > 0 { ", (" } else { "(" })
             .list([&*id.to_string(), self.state.as_str(), progress, "", "", "", ""])
             .sql(", ")
-            .list([self.due_at, Some(self.attempts), Some(i64::from(self.repeatable)), Some(0), Some(0), Some(0), Some(0)])
+            .list([
+                self.due_at,
+                Some(self.attempts),
+                Some(i64::from(self.repeatable)),
+                Some(0),
+                Some(0),
+                Some(0),
+                Some(0),
+            ])
             .sql(", ")
             .arg(&[][..])
     }

@@ -15,7 +15,7 @@ use super::fault::Fault;
 use super::functions::PAGE_BYTES;
 use super::queue::{QUEUED, TAKE, after, decode_taken};
 use super::{Operation, SqlStore, depth};
-use crate::{Result, TakeRequest, Taken, TakenInvocation};
+use crate::{Result, TakeRequest, Taken, TakenInvocation, TenantId};
 
 /// How many tenants are looked at in one transaction.
 const TENANTS: usize = 64;
@@ -112,14 +112,21 @@ impl Take<'_> {
     /// Tenants in their turn.
     async fn candidates(&self, session: &mut dyn Session, now: i64) -> Result<Vec<Candidate>, Fault> {
         let select = "SELECT tenant, next_due_at FROM fg_queue_depth WHERE next_due_at IS NOT NULL AND next_due_at <= ";
-        let select = session.dialect().sql(select).arg(now).sql(" ORDER BY CASE WHEN tenant > ").arg(self.last);
+        let mut select = session.dialect().sql(select).arg(now);
+        if !self.request.without.is_empty() {
+            let without = self.request.without.iter().map(TenantId::as_str);
+            select = select.sql(" AND tenant NOT IN (").list(without).sql(")");
+        }
+        let select = select.sql(" ORDER BY CASE WHEN tenant > ").arg(self.last);
         let select = select.sql(" THEN 0 ELSE 1 END, tenant LIMIT ").arg(row_limit(TENANTS));
         let candidate = |mut row: Row| {
             let (tenant, from) = (row.text(0)?, row.int(1)?);
             Ok(Candidate { tenant, from, after: (from, String::new()), count: 0, has_more: true })
         };
         let rows = session.rows(select).await?.into_iter();
-        rows.map(candidate).collect::<Result<_, _>>().map_err(|reason| super::functions::unreadable("the queue", reason))
+        rows.map(candidate)
+            .collect::<Result<_, _>>()
+            .map_err(|reason| super::functions::unreadable("the queue", reason))
     }
 
     /// What is taken: of each tenant its share, and what others leave of theirs.
