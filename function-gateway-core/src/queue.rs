@@ -95,7 +95,7 @@ pub(crate) fn read_headers(stored: &[(String, String)]) -> Option<HeaderMap> {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct IdempotencyKey {
-    /// The key, unique for a function while it is kept. At most 255 bytes.
+    /// The key, unique for a function while it is kept. At most 255 bytes, without `U+0000`.
     pub key: String,
     /// What was sent under it, as a SHA-256 hash over request and payload, in hexadecimal.
     pub fingerprint: String,
@@ -517,6 +517,23 @@ impl QueueLimits {
         Self { per_function, per_tenant, ..Self::NONE }
     }
 
+    /// Whether one more has its place beside those that have not ended: of the function, of its tenant, and, where the one
+    /// more is pinned, of the function's that are.
+    ///
+    /// # Errors
+    /// [`ErrorKind::RateLimited`], which names the first limit that is reached.
+    pub fn check(&self, of_function: u64, of_tenant: u64, pinned: Option<u64>) -> Result<()> {
+        let counts = [
+            ("per_function", self.per_function, Some(of_function)),
+            ("per_tenant", self.per_tenant, Some(of_tenant)),
+            ("pinned", self.pinned, pinned),
+        ];
+        match counts.into_iter().find(|(_, limit, count)| count.is_some_and(|count| count >= *limit)) {
+            Some((name, limit, _)) => Err(Self::reached(name, limit)),
+            None => Ok(()),
+        }
+    }
+
     /// The error for who wants more.
     #[must_use]
     pub fn reached(limit: &'static str, value: u64) -> Error {
@@ -716,7 +733,7 @@ pub struct Settlement {
     pub settled: Settled,
     /// How it has gone so far.
     pub progress: Progress,
-    /// What is accepted as a consequence. Their limits are not looked at: what was accepted goes on.
+    /// What is accepted as a consequence. Limits and leases are not looked at: what was accepted goes on.
     pub followers: Vec<Acceptance>,
     /// Whether the idempotency key may be used again, since nothing was done under it.
     pub free_key: bool,
@@ -821,8 +838,8 @@ impl QueueNotifier {
 ///   process as far as the store does.
 /// - One that is taken belongs to its taker until its lease runs out by the store's clock. Then it can be taken again, and
 ///   nothing that depends on the old lease is written any more, whether somebody has taken it or not.
-/// - A taken one that was not dispatched is as if it had not been taken. One that was dispatched is `running` for who takes
-///   it next: nobody knows how that attempt ended.
+/// - A taken one that was not dispatched is as if it had not been taken. One that was dispatched is `running` for everybody
+///   who takes it until it is settled: nobody knows how that attempt ended.
 /// - Tenants take turns: as long as several have something that is due, none is passed over.
 /// - Within a tenant, what is due first is taken first.
 /// - Its time is the store's own.
@@ -838,7 +855,7 @@ pub trait InvocationQueue: fmt::Debug + Send + Sync + 'static {
     /// Commits an invocation and its record.
     ///
     /// Where the submission has an idempotency key under which the function was sent the same before, as long as that is
-    /// kept, nothing is added and that one is given.
+    /// kept, nothing is added and that one is given as [`queued`](Self::queued) gives it, whatever the limits.
     ///
     /// # Errors
     /// [`RateLimited`](ErrorKind::RateLimited), naming the limit; [`AlreadyExists`](ErrorKind::AlreadyExists) where
@@ -850,32 +867,32 @@ pub trait InvocationQueue: fmt::Debug + Send + Sync + 'static {
     async fn take(&self, request: &TakeRequest) -> Result<Taken>;
 
     /// Commits that an attempt is about to be sent, and prolongs its lease. Doing it again for the same attempt only
-    /// prolongs the lease. The record is `running` from then on.
+    /// prolongs the lease. The record is `running` from then on, and else as it was.
     ///
     /// # Errors
     /// [`Conflict`](ErrorKind::Conflict) where the lease was lost.
     async fn dispatch(&self, lease: &QueueLease, dispatch: Dispatch) -> Result<()>;
 
     /// Commits how an attempt has left an invocation, and what is accepted as a consequence. An invocation that goes on has
-    /// a record that is `queued` again.
+    /// a record that is `queued` again. A follower that is there already, by its id or by its idempotency key, is left out.
     ///
     /// # Errors
     /// [`Conflict`](ErrorKind::Conflict) where the lease was lost.
     async fn settle(&self, lease: &QueueLease, settlement: Settlement) -> Result<()>;
 
-    /// Notes that an invocation is to end. One that waits is taken by it, for `lease`.
+    /// Notes that an invocation is to end. One that waits is also taken by it, for `lease`.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) where the tenant has none of the id.
     async fn cancel(&self, tenant: &TenantId, id: InvocationId, lease: Duration) -> Result<Cancelling>;
 
-    /// Across tenants: those of some invocations that are to end.
+    /// Across tenants: those of some invocations that are to end and have not.
     async fn cancelled(&self, ids: &[InvocationId]) -> Result<Vec<InvocationId>>;
 
     /// Reads an invocation with its payload and answer, as long as they are kept.
     async fn queued(&self, tenant: &TenantId, id: InvocationId) -> Result<Option<Arc<QueuedInvocation>>>;
 
-    /// Reads a page of a tenant's dead letters, those that died last first, without payloads and answers.
+    /// Reads a page of a tenant's dead letters, those that died last first, without payloads and the bodies of answers.
     ///
     /// # Errors
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) for a cursor that is not of such a list.
@@ -886,7 +903,8 @@ pub trait InvocationQueue: fmt::Debug + Send + Sync + 'static {
         page: &PageRequest,
     ) -> Result<Page<Arc<QueuedInvocation>>>;
 
-    /// Accepts an invocation in place of a dead one, which is `redriven` from then on and kept for `keep_for`.
+    /// Accepts an invocation in place of a dead one, which is `redriven` from then on and kept for `keep_for`. A key under
+    /// which the function was sent the same before counts as an id that is there.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) where the tenant has none of the id; [`Conflict`](ErrorKind::Conflict) where it

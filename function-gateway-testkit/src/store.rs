@@ -1,6 +1,7 @@
 //! Conformance of stores: what [`FunctionStore`](function_gateway_core::FunctionStore),
-//! [`InvocationStore`](function_gateway_core::InvocationStore), [`AuditLog`](function_gateway_core::AuditLog) and
-//! [`ApiKeyStore`](function_gateway_core::ApiKeyStore) promise, one case for each promise.
+//! [`InvocationStore`](function_gateway_core::InvocationStore), [`InvocationQueue`](function_gateway_core::InvocationQueue),
+//! [`AuditLog`](function_gateway_core::AuditLog), [`ApiKeyStore`](function_gateway_core::ApiKeyStore) and
+//! [`DocumentStore`](function_gateway_core::DocumentStore) promise, one case for each promise.
 //!
 //! An author adds one line to a test file, with an expression of a future that opens the store. It is evaluated for each
 //! case:
@@ -17,17 +18,25 @@
 //! function_gateway_testkit::invocation_store_conformance!(open());
 //! function_gateway_testkit::audit_log_conformance!(open());
 //! function_gateway_testkit::api_key_store_conformance!(open());
+//! function_gateway_testkit::document_store_conformance!(open());
+//!
+//! mod queue {
+//!     function_gateway_testkit::invocation_queue_conformance!(super::open());
+//! }
 //! # fn main() {}
 //! ```
 //!
 //! Each case is a test of its own, with tenants of its own, so all of them can run at the same time against one
-//! database. They need no control of the store's clock. Records and audit events of 1970, and records of functions that
-//! have more than [`KEPT_PER_FUNCTION`](records::KEPT_PER_FUNCTION), are deleted there, since retention works across tenants.
+//! database, but for those of [`queue`], each of which needs a queue of its own. They need no control of the store's clock.
+//! Records and audit events of 1970, and records of functions that have more than
+//! [`KEPT_PER_FUNCTION`](records::KEPT_PER_FUNCTION), are deleted there, since retention works across tenants.
 #![expect(clippy::expect_used, clippy::panic, reason = "a case fails by a panic, as tests do")]
 
 pub mod audit;
+pub mod documents;
 pub mod functions;
 pub mod keys;
+pub mod queue;
 pub mod records;
 
 use std::collections::BTreeSet;
@@ -189,6 +198,106 @@ macro_rules! api_key_store_conformance {
     };
 }
 
+/// Makes a test of each case of [`queue`], for the store that a future gives, which also keeps the records.
+///
+/// Who takes from a queue takes from all of it. So each evaluation of the expression has to give a store with a queue of its
+/// own, such as one on a database that is new.
+///
+/// It makes test functions where it stands; put it into a module of its own where their names are in the way. An
+/// attribute before the expression, such as `#[ignore = "needs a server"]`, is that of each test.
+#[macro_export]
+macro_rules! invocation_queue_conformance {
+    (#[$attribute:meta] $open:expr) => {
+        $crate::invocation_queue_conformance! { @with [#[$attribute]] $open }
+    };
+    (@with $attributes:tt $open:expr) => {
+        $crate::__store_cases! { queue, $attributes $open;
+            an_accepted_invocation_is_there_with_its_record
+            everything_that_was_submitted_reads_back
+            tenants_do_not_see_each_others_invocations
+            an_id_is_accepted_once_in_all_tenants
+            one_of_many_racing_acceptances_of_an_id_wins
+            each_limit_refuses_and_names_itself
+            limits_hold_under_a_race
+            a_known_key_gives_what_was_sent_first
+            a_key_belongs_to_a_function_of_a_tenant
+            one_of_many_racing_submissions_of_a_key_wins
+            what_is_accepted_with_a_lease_is_taken_by_nobody_else
+            what_is_due_later_is_not_taken
+            what_is_due_first_is_taken_first
+            tenants_take_turns_under_a_flood
+            a_take_keeps_to_its_bounds
+            the_next_due_time_is_told
+            racing_takers_never_get_the_same
+            a_lease_that_ran_out_writes_nothing
+            a_lease_that_was_taken_over_writes_nothing
+            what_was_not_dispatched_is_as_if_it_had_not_been_taken
+            what_was_dispatched_comes_back_running
+            a_dispatch_makes_the_record_running
+            a_dispatch_can_be_repeated
+            what_goes_on_waits_again_with_its_progress
+            what_has_ended_keeps_its_answer_and_its_final_record
+            an_invocation_ends_once
+            one_of_many_racing_settlements_wins
+            followers_are_accepted_in_the_same_step
+            followers_of_a_lost_lease_are_not_accepted
+            followers_that_are_there_already_are_left_out
+            a_callback_has_no_record
+            a_dead_letter_reads_back_with_payload_and_attempts
+            dead_letters_are_listed_by_their_death
+            a_list_of_dead_letters_stays_whole_while_they_come_and_go
+            cursors_of_other_lists_give_no_dead_letters
+            a_dead_letter_is_redriven_by_another_invocation
+            one_of_many_racing_redrives_wins
+            a_redrive_that_is_refused_changes_nothing
+            a_purged_dead_letter_is_gone
+            a_waiting_invocation_is_taken_by_its_cancellation
+            a_running_invocation_is_told_of_its_cancellation
+            what_has_ended_is_not_cancelled
+            a_taker_or_a_cancellation_gets_an_invocation
+            the_depth_counts_what_is_open_and_what_is_dead
+            pinned_invocations_are_counted_by_generation
+            what_is_past_its_time_is_forgotten
+            a_key_is_free_once_its_invocation_is_gone
+            arrivals_and_endings_are_told
+            large_payloads_and_answers_are_kept
+        }
+    };
+    ($open:expr) => {
+        $crate::invocation_queue_conformance! { @with [] $open }
+    };
+}
+
+/// Makes a test of each case of [`documents`], for the store that a future gives.
+///
+/// It makes test functions where it stands; put it into a module of its own where their names are in the way. An
+/// attribute before the expression, such as `#[ignore = "needs a server"]`, is that of each test.
+#[macro_export]
+macro_rules! document_store_conformance {
+    (#[$attribute:meta] $open:expr) => {
+        $crate::document_store_conformance! { @with [#[$attribute]] $open }
+    };
+    (@with $attributes:tt $open:expr) => {
+        $crate::__store_cases! { documents, $attributes $open;
+            a_document_reads_back_as_it_was_added
+            a_name_is_of_one_document
+            names_that_differ_a_little_are_different
+            a_replacement_gives_the_next_version
+            a_stale_replacement_changes_nothing
+            one_of_many_racing_writes_wins
+            documents_are_listed_by_name
+            a_list_of_documents_stays_whole_while_they_come_and_go
+            tenants_do_not_see_each_others_documents
+            a_deleted_document_is_gone
+            texts_of_documents_are_checked
+            cursors_of_other_lists_give_no_documents
+        }
+    };
+    ($open:expr) => {
+        $crate::document_store_conformance! { @with [] $open }
+    };
+}
+
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __store_cases {
@@ -309,6 +418,8 @@ mod tests {
             include_str!("store/records.rs"),
             include_str!("store/audit.rs"),
             include_str!("store/keys.rs"),
+            include_str!("store/queue.rs"),
+            include_str!("store/documents.rs"),
         ] {
             let cases: Vec<_> =
                 suite.split("pub async fn ").skip(1).filter_map(|case| case.split('(').next()).collect();
