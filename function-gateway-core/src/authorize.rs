@@ -70,6 +70,12 @@ pub enum Action {
     Redrive,
     /// Forget dead letters.
     Purge,
+    /// Publish events in the tenant.
+    Publish,
+    /// Read the subscriptions of the tenant.
+    ReadSubscriptions,
+    /// Create, change and delete subscriptions of the tenant.
+    WriteSubscriptions,
     /// Read the audit events of the tenant.
     ReadAudit,
     /// Read the API keys of the tenant, but for what only their holders know.
@@ -97,6 +103,9 @@ impl Action {
             Self::Cancel => "cancel",
             Self::Redrive => "redrive",
             Self::Purge => "purge",
+            Self::Publish => "publish",
+            Self::ReadSubscriptions => "read_subscriptions",
+            Self::WriteSubscriptions => "write_subscriptions",
             Self::ReadAudit => "read_audit",
             Self::ReadKeys => "read_keys",
             Self::CreateKey => "create_key",
@@ -114,12 +123,15 @@ impl Action {
             | Self::Cancel
             | Self::Redrive
             | Self::Purge
+            | Self::WriteSubscriptions
             | Self::CreateKey
             | Self::RevokeKey => true,
             Self::Read
             | Self::List
             | Self::Invoke
             | Self::ReadExecutions
+            | Self::Publish
+            | Self::ReadSubscriptions
             | Self::ReadAudit
             | Self::ReadKeys
             | Self::ReadMetrics => false,

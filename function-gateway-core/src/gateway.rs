@@ -13,9 +13,10 @@ use crate::running::RunningCalls;
 use crate::store::memory::MemoryStore;
 use crate::worker::Cancellations;
 use crate::{
-    AllowWithinTenant, ApiKeyStore, AuditLog, Authorizer, CallbackSender, Clock, Deadline, DriverName, DriverRegistry,
-    Error, ErrorKind, FaasDriver, FunctionKey, FunctionStore, GatewayConfig, GatewayId, InvocationQueue,
-    InvocationStore, Middleware, MiddlewareFactory, Result, SecretChain, SecretProvider, SystemClock, Timestamp,
+    Action, AllowWithinTenant, ApiKeyStore, AuditLog, Authorizer, CallContext, CallbackSender, Clock, Deadline,
+    DriverName, DriverRegistry, Error, ErrorKind, FaasDriver, FunctionKey, FunctionStore, GatewayConfig, GatewayId,
+    InvocationQueue, InvocationStore, Middleware, MiddlewareFactory, Result, SecretChain, SecretProvider, SystemClock,
+    Timestamp,
 };
 
 /// A gateway: manages and executes functions. Clones are handles to the same one.
@@ -58,6 +59,20 @@ impl Gateway {
     #[must_use]
     pub fn audit_log(&self) -> &Arc<dyn AuditLog> {
         &self.host.audit
+    }
+
+    /// Asks whether a principal may do something in its tenant as a whole, for what is built on the gateway. A change that is
+    /// refused is audited.
+    ///
+    /// # Errors
+    /// [`ErrorKind::PermissionDenied`]; the authorizer's own.
+    pub async fn authorize(&self, cx: &CallContext, action: Action) -> Result<()> {
+        self.host.authorize(cx, action, None).await
+    }
+
+    /// Keeps a change in the audit log, for what is built on the gateway.
+    pub async fn audit(&self, cx: &CallContext, action: Action) {
+        self.host.audit_tenant(cx, action).await;
     }
 
     /// The time by the gateway's clock.

@@ -135,6 +135,11 @@ impl Host {
         self.audit(AuditEvent::new(self.clock.now(), cx, action, true).on(name, generation)).await;
     }
 
+    /// Keeps a change that is about the tenant as a whole in the audit log, and tells of it.
+    pub(crate) async fn audit_tenant(&self, cx: &CallContext, action: Action) {
+        self.audit(AuditEvent::new(self.clock.now(), cx, action, true)).await;
+    }
+
     /// Keeps a change of an API key in the audit log, or its refusal, and tells of it.
     pub(crate) async fn audit_key(&self, cx: &CallContext, action: Action, key: ApiKeyId, allowed: bool) {
         self.audit(AuditEvent::new(self.clock.now(), cx, action, allowed).on_key(key)).await;

@@ -188,6 +188,13 @@ text_name! {
     DriverName, "driver name", 63, check_label
 }
 
+impl DriverName {
+    /// What stands for the driver of a function that is not there.
+    pub(crate) fn none() -> Self {
+        Self(Arc::from("none"))
+    }
+}
+
 text_name! {
     /// Identifies one installation of the gateway on the engines that it shares with others.
     ///

@@ -265,11 +265,25 @@ impl Submission {
         request: StoredRequest,
         payload: Bytes,
     ) -> Self {
+        let meant = (revision.key.clone(), revision.function, revision.generation);
+        let mut submission = Self::meant(id, meant, (principal, created_at), request, payload);
+        submission.lineage.accepted_by = Some(revision.generation);
+        submission
+    }
+
+    /// An invocation of a function that need not be there.
+    pub(crate) fn meant(
+        id: InvocationId,
+        (key, function, generation): (FunctionKey, FunctionId, Generation),
+        (principal, created_at): (Principal, Timestamp),
+        request: StoredRequest,
+        payload: Bytes,
+    ) -> Self {
         Self {
             id,
-            key: revision.key.clone(),
-            function: revision.function,
-            generation: revision.generation,
+            key,
+            function,
+            generation,
             pinned: false,
             work: Work::Invoke,
             principal,
@@ -282,7 +296,7 @@ impl Submission {
             policy: None,
             idempotency: None,
             not_before: None,
-            lineage: Lineage { accepted_by: Some(revision.generation), ..Lineage::default() },
+            lineage: Lineage::default(),
             sequence: None,
         }
     }

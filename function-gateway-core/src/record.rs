@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     Delivery, DriverName, ErrorClass, FunctionId, FunctionKey, FunctionName, Generation, InvocationId, Lineage, Origin,
-    PrincipalId, TimedPhase, Timestamp, Timings, TraceParent,
+    PrincipalId, TimedPhase, Timestamp, Timings, TraceParent, Violation,
 };
 
 /// How far an execution is.
@@ -139,13 +139,24 @@ pub struct Failure {
     pub message: String,
     /// Whether the function can have run.
     pub delivery: Delivery,
+    /// What was wrong with the payload or the result, each with its place. No value stands there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub violations: Vec<Violation>,
 }
 
 impl Failure {
     /// Says whose failure it is, and which.
     #[must_use]
     pub fn new(class: ErrorClass, code: impl Into<String>, message: impl Into<String>, delivery: Delivery) -> Self {
-        Self { class, code: code.into(), message: message.into(), delivery }
+        Self { class, code: code.into(), message: message.into(), delivery, violations: Vec::new() }
+    }
+
+    /// An error as a failure.
+    #[must_use]
+    pub fn of(error: &crate::Error) -> Self {
+        let mut failure = Self::new(error.class(), error.kind().code(), error.message().to_owned(), error.delivery());
+        failure.violations = error.violations().to_vec();
+        failure
     }
 }
 
@@ -238,6 +249,39 @@ impl InvocationRecord {
             origin: Origin::Sync,
             trace: None,
             created_at,
+            started_at: None,
+            finished_at: None,
+            timings: Timings::default(),
+            request_bytes: None,
+            response_bytes: 0,
+            payload: None,
+            result: None,
+            logs: None,
+            lineage: None,
+        }
+    }
+}
+
+impl InvocationRecord {
+    /// The record of what was accepted for a function that is not there, or that nothing serves. Its driver is `none`.
+    pub(crate) fn unserved(submission: &crate::Submission) -> Self {
+        let crate::Submission { id, key, function, generation, principal, created_at, .. } = submission;
+        Self {
+            id: *id,
+            key: key.clone(),
+            function: *function,
+            generation: *generation,
+            driver: DriverName::none(),
+            owner: principal.id.clone(),
+            labels: BTreeMap::new(),
+            state: InvocationState::Queued,
+            failure: None,
+            status: None,
+            attempts: 0,
+            caller: principal.id.clone(),
+            origin: Origin::Async,
+            trace: None,
+            created_at: *created_at,
             started_at: None,
             finished_at: None,
             timings: Timings::default(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header};
+use http::{StatusCode, header};
 use sha2::{Digest as _, Sha256};
 
 use crate::body::by_deadline;
@@ -15,10 +15,10 @@ use crate::route::Serving;
 use crate::worker::Claim;
 use crate::{
     Acceptance, Accepted, Action, AsyncPolicy, CallContext, CallState, Cancelling, DeadLetterFilter, Delivery, Due,
-    Error, ErrorClass, ErrorKind, EventRef, Failure, FunctionName, FunctionRef, Gateway, IdempotencyKey, InvocationId,
-    InvocationQueue, InvocationRecord, InvocationState, InvokeRequest, InvokeResponse, Origin, Page, PageRequest,
-    Principal, Progress, QueueDepth, QueueLimits, QueueState, QueuedInvocation, Result, Retry, Sequence, StoredAnswer,
-    StoredRequest, Submission, Violation, Work,
+    Error, ErrorClass, ErrorKind, EventRef, Failure, FunctionId, FunctionKey, FunctionName, FunctionRef, Gateway,
+    Generation, IdempotencyKey, InvocationId, InvocationQueue, InvocationRecord, InvocationState, InvokeRequest,
+    InvokeResponse, Origin, Page, PageRequest, Principal, Progress, QueueDepth, QueueLimits, QueueState,
+    QueuedInvocation, Result, Retry, Revision, Sequence, StoredAnswer, StoredRequest, Submission, Violation, Work,
 };
 
 /// How an invocation is submitted. Everything has a default.
@@ -36,6 +36,10 @@ pub struct SubmitOptions {
     pub sequence: Option<Sequence>,
     /// The event that it is a consequence of.
     pub event: Option<EventRef>,
+    /// Looks at nothing at the door: neither at the payload, nor at whether the principal may execute the function or there is
+    /// one. What is wrong shows when it is executed, and is a dead letter that says why. For senders who are not to learn
+    /// of functions, such as those of events; the host sees to who may do so.
+    pub unchecked: bool,
 }
 
 impl SubmitOptions {
@@ -64,6 +68,13 @@ impl SubmitOptions {
     #[must_use]
     pub fn with_sequence(mut self, sequence: Sequence) -> Self {
         self.sequence = Some(sequence);
+        self
+    }
+
+    /// Leaves all checks to the execution.
+    #[must_use]
+    pub fn unchecked(mut self) -> Self {
+        self.unchecked = true;
         self
     }
 
@@ -225,6 +236,51 @@ impl Host {
         Ok(LetIn { serving, stored, payload, idempotency })
     }
 
+    /// An invocation of whatever bears a name, also where nothing does.
+    async fn unchecked(
+        &self,
+        cx: &CallContext,
+        function: &FunctionRef,
+        mut request: InvokeRequest,
+        is_event: bool,
+    ) -> Result<(Submission, Option<Arc<Revision>>)> {
+        self.lifetime.check_open()?;
+        let payload = std::mem::take(&mut request.body).collect(self.config.queue.max_payload_bytes).await?;
+        let stored = StoredRequest::of(&request)?;
+        let key = FunctionKey::new(cx.tenant().clone(), function.name().clone());
+        let (id, generation, revision) = self.named(&key).await?;
+        let principal = Principal::clone(cx.principal());
+        let invocation = cx.invocation_id().unwrap_or_else(InvocationId::generate);
+        let meant = (key, id, generation);
+        let mut submission = Submission::meant(invocation, meant, (principal, self.clock.now()), stored, payload);
+        submission.lineage.accepted_by = revision.as_ref().map(|revision| revision.generation);
+        (submission.trace, submission.trace_state) = (cx.trace(), cx.trace_state().map(str::to_owned));
+        if let Some(key) = &request.idempotency_key {
+            let mut known = idempotency(key, &submission.request, &submission.payload)?;
+            if is_event {
+                // An event is the same by what its key is made of, whatever its data are this time.
+                "event".clone_into(&mut known.fingerprint);
+            }
+            submission.idempotency = Some(known);
+        }
+        Ok((submission, revision))
+    }
+
+    /// The function that bears a name, and what serves of it; one that is nobody's where none does.
+    pub(crate) async fn named(&self, key: &FunctionKey) -> Result<(FunctionId, Generation, Option<Arc<Revision>>)> {
+        let route = match self.routes.find(&self.functions, key).await {
+            Ok(route) => route,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Ok((FunctionId::generate(), Generation::FIRST, None));
+            }
+            Err(error) => return Err(error),
+        };
+        let function = &route.function;
+        let generation = function.status.serving_generation().unwrap_or(function.generation);
+        let revision = self.functions.revision(&key.tenant, function.id, generation).await?;
+        Ok((function.id, generation, revision))
+    }
+
     pub(crate) async fn submit(
         &self,
         cx: &CallContext,
@@ -234,8 +290,13 @@ impl Host {
     ) -> Result<Receipt> {
         let queue = self.queue()?;
         self.check_options(&options)?;
-        let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request)).await?;
-        let mut submission = let_in.submission(self, cx);
+        let (mut submission, revision) = match options.unchecked {
+            true => by_deadline(cx.deadline(), self.unchecked(cx, function, request, options.event.is_some())).await?,
+            false => {
+                let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request)).await?;
+                (let_in.submission(self, cx), Some(Arc::clone(&let_in.serving.revision)))
+            }
+        };
         submission.origin = if options.event.is_some() { Origin::Event } else { Origin::Async };
         submission.pinned = options.pin || *function.qualifier() != crate::Qualifier::Serving;
         submission.policy = options.policy;
@@ -246,7 +307,7 @@ impl Host {
             Some(Due::In(delay)) => Some(submission.created_at.plus(delay)),
             Some(Due::Now) | None => None,
         };
-        let record = self.queued_record(&submission, &let_in.serving);
+        let record = queued_record(&submission, revision.as_deref());
         let acceptance = Acceptance::new(Arc::new(submission), Some(Arc::new(record)))
             .with_due(options.due.unwrap_or(Due::Now))
             .with_limits(self.queue_limits());
@@ -265,18 +326,6 @@ impl Host {
         let mut limits = QueueLimits::new(config.max_per_function, config.max_per_tenant);
         limits.pinned = config.max_pinned;
         limits
-    }
-
-    /// The record of what was accepted.
-    pub(crate) fn queued_record(&self, submission: &Submission, serving: &Serving) -> InvocationRecord {
-        let caller = submission.principal.id.clone();
-        let mut record = InvocationRecord::new(submission.id, &serving.revision, caller, submission.created_at);
-        record.state = InvocationState::Queued;
-        record.origin = submission.origin;
-        record.trace = submission.trace;
-        record.request_bytes = u64::try_from(submission.payload.len()).ok();
-        record.lineage = Some(Box::new(submission.lineage.clone()));
-        record
     }
 
     fn check_options(&self, options: &SubmitOptions) -> Result<()> {
@@ -329,7 +378,7 @@ impl Host {
         let mut submission = let_in.submission(self, cx);
         submission.origin = cx.origin();
         submission.pinned = *function.qualifier() != crate::Qualifier::Serving;
-        let record = self.queued_record(&submission, &let_in.serving);
+        let record = queued_record(&submission, Some(&let_in.serving.revision));
         let lease = self.config.longest_call(&let_in.serving.revision.spec) + self.config.queue.lease_margin;
         let submission = Arc::new(submission);
         let acceptance = Acceptance::new(Arc::clone(&submission), Some(Arc::new(record)))
@@ -431,7 +480,7 @@ impl Host {
                 submission.generation = serving.revision.generation;
                 submission.pinned = false;
                 submission.lineage.accepted_by = Some(serving.revision.generation);
-                Some(Arc::new(self.queued_record(&submission, &serving)))
+                Some(Arc::new(queued_record(&submission, Some(&serving.revision))))
             }
             Work::Callback { .. } => None,
         };
@@ -467,12 +516,29 @@ impl LetIn {
         let id = cx.invocation_id().unwrap_or_else(InvocationId::generate);
         let principal = Principal::clone(cx.principal());
         let (request, payload) = (self.stored.clone(), self.payload.clone());
-        let mut submission = Submission::new(id, &self.serving.revision, principal, host.clock.now(), request, payload);
+        let revision = &self.serving.revision;
+        let mut submission = Submission::new(id, revision, principal, host.clock.now(), request, payload);
         submission.trace = cx.trace();
         submission.trace_state = cx.trace_state().map(str::to_owned);
         submission.idempotency = self.idempotency.clone();
         submission
     }
+}
+
+/// The record of what was accepted. Where nothing serves that could execute it, `none` stands for the driver.
+pub(crate) fn queued_record(submission: &Submission, revision: Option<&Revision>) -> InvocationRecord {
+    let caller = submission.principal.id.clone();
+    let (id, created_at) = (submission.id, submission.created_at);
+    let mut record = match revision {
+        Some(revision) => InvocationRecord::new(id, revision, caller, created_at),
+        None => InvocationRecord::unserved(submission),
+    };
+    record.state = InvocationState::Queued;
+    record.origin = submission.origin;
+    record.trace = submission.trace;
+    record.request_bytes = u64::try_from(submission.payload.len()).ok();
+    record.lineage = Some(Box::new(submission.lineage.clone()));
+    record
 }
 
 /// A key with what is sent under it.
@@ -548,35 +614,11 @@ fn read_answer(answer: &StoredAnswer, body: &Bytes) -> Option<InvokeResponse> {
 /// A failure as the error that it was.
 fn failure_again(failure: &Failure) -> Error {
     let kind = ErrorKind::ALL.iter().copied().find(|kind| kind.code() == failure.code).unwrap_or(ErrorKind::Internal);
-    Error::new(kind, failure.message.clone()).with_delivery(failure.delivery).with_retry(Retry::Never)
+    Error::new(kind, failure.message.clone())
+        .with_delivery(failure.delivery)
+        .with_retry(Retry::Never)
+        .with_violations(failure.violations.clone())
 }
-
-/// The JSON document about the end of an invocation that a destination gets.
-pub(crate) fn ending_document(record: &InvocationRecord, progress: &Progress) -> Vec<u8> {
-    let result = progress.answer.as_ref().and_then(|answer| answer.body.as_ref());
-    let json = result.and_then(|body| serde_json::from_slice::<serde_json::Value>(body).ok());
-    let text = result.filter(|_| json.is_none()).and_then(|body| std::str::from_utf8(body).ok());
-    let document = serde_json::json!({
-        "type": if record.state == InvocationState::Succeeded { "invocation.succeeded" } else { "invocation.failed" },
-        "timestamp": record.finished_at,
-        "data": {
-            "invocation": record.id,
-            "tenant": record.key.tenant,
-            "function": record.key.name,
-            "generation": record.generation,
-            "state": record.state,
-            "status": record.status,
-            "failure": record.failure,
-            "attempts": record.attempts,
-            "lineage": record.lineage,
-            "result": json.or_else(|| text.map(Into::into)),
-        }
-    });
-    document.to_string().into_bytes()
-}
-
-/// The media type of [`ending_document`].
-pub(crate) const ENDING_TYPE: HeaderValue = HeaderValue::from_static("application/json");
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `local-process` | [`drivers::local_process`]: functions as processes on this machine |
 //! | `openfaas` | [`drivers::openfaas`]: functions on OpenFaaS, through its gateway |
+//! | `events` | [`events`]: CloudEvents that execute functions |
 //! | `sqlite`, `postgres`, `mysql` | [`store::sql`]: functions, records, audit events and API keys in a database |
 //! | `validation` | [`middleware::validation`]: input and output checked with JSON Schema |
 //! | `rest`, `rest-jwt`, `rest-serve` | [`rest`]: a REST API for the host's own axum router |
@@ -22,6 +23,8 @@ pub mod drivers {
     pub use function_gateway_openfaas as openfaas;
 }
 
+#[cfg(feature = "events")]
+pub use function_gateway_events as events;
 #[cfg(feature = "rest")]
 pub use function_gateway_rest as rest;
 

@@ -9,8 +9,8 @@ use crate::{Result, rust};
 
 pub(crate) const SUMMARY: &str = "Check the invariants between crates and of what they depend on";
 pub(crate) const HELP: &str = "\
-- Drivers, middleware, REST and the test kit depend on core, and core on none of them.
-- No driver depends on another driver or on a middleware, and no middleware on a driver; REST depends on no driver.
+- Drivers, middleware, REST, events and the test kit depend on core, and core on none of them.
+- No driver depends on another driver or on a middleware, and no middleware on a driver; REST and events depend on neither.
 - Core without features brings in no SQL, no HTTP client or server and no JSON Schema.
 - The facade only re-exports.
 - A host gets each dependency in one version, unless `xtask/src/architecture.rs` says why not, and one TLS provider.
@@ -51,6 +51,7 @@ enum Area {
     Core,
     Facade,
     Rest,
+    Events,
     Testkit,
     Driver,
     Middleware,
@@ -64,6 +65,7 @@ impl Area {
             CORE => Some(Self::Core),
             FACADE => Some(Self::Facade),
             "function-gateway-rest" => Some(Self::Rest),
+            "function-gateway-events" => Some(Self::Events),
             "function-gateway-testkit" => Some(Self::Testkit),
             "drivers" => Some(Self::Driver),
             "middleware" => Some(Self::Middleware),
@@ -76,14 +78,14 @@ impl Area {
     fn may_use(self, other: Self) -> bool {
         match self {
             Self::Core => false,
-            Self::Driver | Self::Middleware | Self::Rest | Self::Testkit => other == Self::Core,
+            Self::Driver | Self::Middleware | Self::Rest | Self::Events | Self::Testkit => other == Self::Core,
             Self::Facade => !matches!(other, Self::Testkit | Self::Unpublished),
             Self::Unpublished => true,
         }
     }
 
     fn needs_core(self) -> bool {
-        matches!(self, Self::Driver | Self::Middleware | Self::Rest | Self::Testkit)
+        matches!(self, Self::Driver | Self::Middleware | Self::Rest | Self::Events | Self::Testkit)
     }
 }
 
@@ -93,6 +95,7 @@ impl fmt::Display for Area {
             Self::Core => "core",
             Self::Facade => "the facade",
             Self::Rest => "REST",
+            Self::Events => "events",
             Self::Testkit => "the test kit",
             Self::Driver => "a driver",
             Self::Middleware => "a middleware",
@@ -298,9 +301,10 @@ mod tests {
             member("driver-b", Area::Driver, &[CORE, "middleware-c"]),
             member("middleware-c", Area::Middleware, &[CORE]),
             member("rest", Area::Rest, &[CORE, "driver-a"]),
+            member("events", Area::Events, &[CORE, "rest"]),
         ];
         let problems = edge_problems(&members);
-        assert_eq!(problems.len(), 4, "{problems:?}");
+        assert_eq!(problems.len(), 5, "{problems:?}");
         assert_eq!(problems[0], "function-gateway-core (core) depends on driver-a (a driver)");
     }
 

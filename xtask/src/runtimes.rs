@@ -24,8 +24,12 @@ or the version of Python or Node.js has changed.";
 /// Tells tests where the runtimes are.
 pub(crate) const VARIABLE: &str = "FUNCTION_GATEWAY_RUNTIMES";
 
-/// Folders with the requirements of programs in Python that tests start, beside the functions.
-const TOOLS: [&str; 1] = ["function-gateway-rest/tests/schemathesis"];
+/// Folders with what programs need that tests start, beside the functions. No two have the same name.
+const TOOLS: [(&str, Kind); 3] = [
+    ("function-gateway-rest/tests/schemathesis", Kind::Python),
+    ("function-gateway-events/tests/sdk/cloudevents-python", Kind::Python),
+    ("function-gateway-events/tests/sdk/cloudevents-node", Kind::Node),
+];
 
 /// Holds what an installation was made from, once it is complete.
 const STAMP: &str = "installed-from";
@@ -44,7 +48,7 @@ pub(crate) fn install(workspace: &Workspace) -> Result<PathBuf> {
     let lock = File::create(&lock).map_err(at(&lock))?;
     lock.lock().map_err(at(&folder))?;
     let mut wanted = functions(&workspace.root.join("examples/functions"))?;
-    wanted.extend(TOOLS.iter().map(|folder| Function::of(workspace.root.join(folder), Kind::Python)));
+    wanted.extend(TOOLS.iter().map(|(folder, kind)| Function::of(workspace.root.join(folder), *kind)));
     for function in wanted {
         let place = folder.join(&function.name);
         fs::create_dir_all(&place).map_err(at(&place))?;

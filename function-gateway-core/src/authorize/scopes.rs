@@ -70,9 +70,11 @@ impl Right {
     fn needed(action: Action) -> (Self, bool) {
         match action {
             Action::Read | Action::ReadExecutions => (Self::Read, false),
-            Action::List => (Self::Read, true),
+            Action::List | Action::ReadSubscriptions => (Self::Read, true),
             Action::Create | Action::Update | Action::Delete | Action::Purge => (Self::Write, false),
+            Action::WriteSubscriptions => (Self::Write, true),
             Action::Invoke | Action::Cancel | Action::Redrive => (Self::Invoke, false),
+            Action::Publish => (Self::Invoke, true),
             Action::ReadAudit | Action::ReadKeys | Action::CreateKey | Action::RevokeKey => (Self::Admin, true),
             Action::ReadMetrics => (Self::Metrics, true),
         }

@@ -352,8 +352,12 @@ fn of_error(error: &Error, redactor: &Redactor) -> (InvocationState, Option<Fail
         ErrorKind::Cancelled => InvocationState::Cancelled,
         _ => InvocationState::Failed,
     };
-    let message = redactor.text(error.message()).into_owned();
-    (state, Some(Failure::new(error.class(), error.kind().code(), message, error.delivery())))
+    let mut failure = Failure::of(error);
+    failure.message = redactor.text(&failure.message).into_owned();
+    for violation in &mut failure.violations {
+        violation.reason = redactor.text(&violation.reason).into_owned();
+    }
+    (state, Some(failure))
 }
 
 /// Records the end of a streamed answer. Its reader gets the end once the record is kept.

@@ -4,6 +4,8 @@
 
 mod audit;
 mod batch;
+mod depth;
+mod documents;
 mod engine;
 mod fault;
 mod functions;
@@ -13,29 +15,40 @@ mod migrate;
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod queue;
 mod records;
 mod retention;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod steps;
+mod take;
 mod writer;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use self::batch::{Outcome, Signals};
 use self::engine::{Connected, Engine, Session};
 use self::fault::{Fault, FaultKind};
 use self::retention::Crowded;
+use self::steps::Step;
+use self::take::Turn;
 use self::writer::Writer;
-use super::{ApiKeyStore, Durability, FunctionFilter, FunctionStore, InvocationStore, Lease, Page, PageRequest};
+use super::{
+    ApiKeyStore, DocumentStore, Durability, FunctionFilter, FunctionStore, InvocationStore, Lease, Page, PageRequest,
+    StoredDocument,
+};
 use crate::{
-    ApiKey, ApiKeyId, AuditEvent, AuditFilter, AuditLog, Error, ErrorKind, Function, FunctionId, FunctionKey,
-    FunctionStatus, GatewayId, Generation, InvocationId, InvocationRecord, RecordFilter, Result, Retention, Revision,
-    Statistics, StatisticsQuery, TenantId, Timestamp, Version,
+    Acceptance, Accepted, ApiKey, ApiKeyId, AuditEvent, AuditFilter, AuditLog, Cancelling, DeadLetterFilter, Dispatch,
+    Error, ErrorKind, Function, FunctionId, FunctionKey, FunctionName, FunctionStatus, GatewayId, Generation,
+    InvocationId, InvocationQueue, InvocationRecord, QueueDepth, QueueLease, QueueSignal, QueuedInvocation,
+    RecordFilter, Result, Retention, Revision, Settlement, Statistics, StatisticsQuery, TakeRequest, Taken, TenantId,
+    Timestamp, Version,
 };
 
 /// How a [`SqlStore`] uses its database.
@@ -176,6 +189,9 @@ struct Shared {
     gateway: GatewayId,
     writer: Writer,
     crowded: Arc<Crowded>,
+    turn: Turn,
+    /// Whether what other processes tell is listened to.
+    listens: Once,
     /// Why what it commits may be lost all the same, if so.
     undurable: Option<&'static str>,
 }
@@ -238,7 +254,8 @@ impl SqlStore {
         };
         let crowded = Arc::new(Crowded::default());
         let writer = Writer::start(Arc::clone(&engine), Arc::clone(&crowded), &options, &runtime);
-        Ok(Self(Arc::new(Shared { engine, options, gateway, writer, crowded, undurable })))
+        let (turn, listens) = (Turn::default(), Once::new());
+        Ok(Self(Arc::new(Shared { engine, options, gateway, writer, crowded, turn, listens, undurable })))
     }
 
     /// Writes what is buffered and ends all connections. Whatever is asked of the store then fails.
@@ -305,6 +322,15 @@ impl SqlStore {
         }
     }
 
+    /// Hears from now on what other processes do in the queue, where they can tell.
+    fn listen(&self) {
+        let Shared { engine, writer, listens, .. } = &*self.0;
+        listens.call_once(|| {
+            let (notifiers, id) = (Arc::clone(writer.notifiers()), writer.id().to_owned());
+            engine.listen(Box::new(move |text| notifiers.tell(Signals::heard(text, &id))));
+        });
+    }
+
     fn check_durable(&self) -> Result<()> {
         match self.0.undurable {
             None => Ok(()),
@@ -342,7 +368,7 @@ async fn connect(url: &str, options: &SqlStoreOptions, runtime: &Handle) -> Resu
         #[cfg(feature = "sqlite")]
         "sqlite" => sqlite::connect(url.strip_prefix("sqlite:").unwrap_or(url), options, runtime).await,
         #[cfg(feature = "postgres")]
-        "postgres" | "postgresql" => postgres::connect(url, options).await,
+        "postgres" | "postgresql" => postgres::connect(url, options, runtime).await,
         #[cfg(feature = "mysql")]
         "mysql" | "mariadb" => mysql::connect(url, options).await,
         #[allow(unreachable_patterns, reason = "with the features enabled they stand above")]
@@ -547,6 +573,114 @@ impl ApiKeyStore for SqlStore {
 
     async fn revoke_key(&self, tenant: &TenantId, id: ApiKeyId, at: Timestamp) -> Result<Arc<ApiKey>> {
         self.write(&keys::Revoke { tenant, id, at }).await
+    }
+}
+
+#[async_trait]
+impl InvocationQueue for SqlStore {
+    async fn accept(&self, acceptance: Acceptance) -> Result<Accepted> {
+        self.check_durable()?;
+        match self.0.writer.step(Step::accept(acceptance)?).await? {
+            Outcome::Accepted(accepted) => Ok(accepted),
+            Outcome::Done => Ok(Accepted::New { lease: None }),
+        }
+    }
+
+    async fn take(&self, request: &TakeRequest) -> Result<Taken> {
+        take::take(self, request).await
+    }
+
+    async fn dispatch(&self, lease: &QueueLease, dispatch: Dispatch) -> Result<()> {
+        self.check_durable()?;
+        self.0.writer.step(Step::dispatch(*lease, dispatch)).await.map(|_| ())
+    }
+
+    async fn settle(&self, lease: &QueueLease, settlement: Settlement) -> Result<()> {
+        self.check_durable()?;
+        self.0.writer.step(Step::settle(*lease, settlement)?).await.map(|_| ())
+    }
+
+    async fn cancel(&self, tenant: &TenantId, id: InvocationId, lease: Duration) -> Result<Cancelling> {
+        self.write(&queue::Cancel { tenant, id, lease }).await
+    }
+
+    async fn cancelled(&self, ids: &[InvocationId]) -> Result<Vec<InvocationId>> {
+        self.read(&queue::Cancelled { ids }).await
+    }
+
+    async fn queued(&self, tenant: &TenantId, id: InvocationId) -> Result<Option<Arc<QueuedInvocation>>> {
+        self.read(&queue::Get { tenant, id }).await
+    }
+
+    async fn dead_letters(
+        &self,
+        tenant: &TenantId,
+        filter: &DeadLetterFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<QueuedInvocation>>> {
+        self.read(&queue::DeadLetters { tenant, filter, page }).await
+    }
+
+    async fn redrive(
+        &self,
+        tenant: &TenantId,
+        id: InvocationId,
+        acceptance: Acceptance,
+        keep_for: Duration,
+    ) -> Result<()> {
+        self.check_durable()?;
+        self.0.writer.step(Step::redrive(tenant.clone(), id, acceptance, keep_for)?).await.map(|_| ())
+    }
+
+    async fn purge(&self, tenant: &TenantId, id: InvocationId) -> Result<()> {
+        self.write(&queue::Purge { tenant, id }).await
+    }
+
+    async fn depth(&self, tenant: &TenantId, name: Option<&FunctionName>) -> Result<QueueDepth> {
+        self.read(&queue::Depth { tenant, name }).await
+    }
+
+    async fn pinned(&self, function: FunctionId, generation: Generation) -> Result<u64> {
+        self.read(&queue::Pinned { function, generation }).await
+    }
+
+    async fn expire(&self, limit: usize) -> Result<u64> {
+        queue::expire(self, limit).await
+    }
+
+    fn arrivals(&self) -> QueueSignal {
+        self.listen();
+        self.0.writer.notifiers().arrivals.signal()
+    }
+
+    fn endings(&self) -> QueueSignal {
+        self.listen();
+        self.0.writer.notifiers().endings.signal()
+    }
+}
+
+#[async_trait]
+impl DocumentStore for SqlStore {
+    async fn put_document(&self, document: &StoredDocument, expected: Option<Version>) -> Result<StoredDocument> {
+        self.write(&documents::Put { document, expected }).await
+    }
+
+    async fn document(&self, tenant: &TenantId, kind: &str, name: &str) -> Result<Option<StoredDocument>> {
+        self.read(&documents::Get { tenant, kind, name }).await
+    }
+
+    async fn documents(&self, tenant: &TenantId, kind: &str, page: &PageRequest) -> Result<Page<StoredDocument>> {
+        self.read(&documents::List { tenant, kind, page }).await
+    }
+
+    async fn delete_document(
+        &self,
+        tenant: &TenantId,
+        kind: &str,
+        name: &str,
+        expected: Option<Version>,
+    ) -> Result<()> {
+        self.write(&documents::Delete { tenant, kind, name, expected }).await
     }
 }
 

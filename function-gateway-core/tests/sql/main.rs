@@ -12,6 +12,8 @@ mod faults;
 #[cfg(test)]
 mod migrations;
 #[cfg(test)]
+mod outlived;
+#[cfg(test)]
 mod recording;
 #[cfg(test)]
 mod sharing;
@@ -25,6 +27,13 @@ mod on_sqlite {
     function_gateway_testkit::invocation_store_conformance!(opened(Database::sqlite()));
     function_gateway_testkit::audit_log_conformance!(opened(Database::sqlite()));
     function_gateway_testkit::api_key_store_conformance!(opened(Database::sqlite()));
+    function_gateway_testkit::document_store_conformance!(opened(Database::sqlite()));
+
+    mod queue {
+        use super::{Database, opened};
+
+        function_gateway_testkit::invocation_queue_conformance!(opened(Database::sqlite()));
+    }
 
     #[tokio::test]
     async fn a_row_that_cant_be_read_breaks_no_list() {
@@ -88,7 +97,7 @@ macro_rules! on_server {
     ($module:ident, $database:expr, $needs:literal) => {
         mod $module {
             use crate::common::{Database, opened};
-            use crate::{crashes, faults, migrations, recording, sharing};
+            use crate::{crashes, faults, migrations, outlived, recording, sharing};
 
             function_gateway_testkit::function_store_conformance!(
                 #[ignore = $needs]
@@ -106,6 +115,19 @@ macro_rules! on_server {
                 #[ignore = $needs]
                 opened($database.await)
             );
+            function_gateway_testkit::document_store_conformance!(
+                #[ignore = $needs]
+                opened($database.await)
+            );
+
+            mod queue {
+                use super::{Database, opened};
+
+                function_gateway_testkit::invocation_queue_conformance!(
+                    #[ignore = $needs]
+                    opened($database.await)
+                );
+            }
 
             #[tokio::test]
             #[ignore = $needs]
@@ -129,6 +151,18 @@ macro_rules! on_server {
             #[ignore = $needs]
             async fn a_pool_that_is_exhausted_says_so_and_recovers() {
                 faults::a_pool_that_is_exhausted_says_so_and_recovers($database.await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            #[ignore = $needs]
+            async fn gateways_that_are_killed_lose_nothing_and_repeat_nothing() {
+                outlived::gateways_that_are_killed($database.await, 5).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            #[ignore = "takes long: cargo xtask soak"]
+            async fn soak_gateways_that_are_killed() {
+                outlived::gateways_that_are_killed($database.await, 4 * crashes::soak_count()).await;
             }
 
             #[tokio::test]

@@ -1,32 +1,73 @@
-//! Many executions written in one transaction, with the figures over them.
+//! Many executions, and steps of the queue, written in one transaction, with the figures over them.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::hash_map::Entry as Place;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::engine::{Row, Session, Unreadable, stored};
+use super::engine::{Dialect, Row, Session, Statement, Unreadable, stored};
 use super::fault::Fault;
 use super::functions::json;
+use super::steps::{self, Step, Steps};
 use crate::store::statistics::{Minute, Rollup};
 use crate::store::{kept_bytes, record_exists, record_is_final};
 use crate::{
-    Error, FunctionId, FunctionKey, FunctionName, InvocationId, InvocationRecord, InvocationState, KeptBytes, TenantId,
-    Timestamp,
+    Accepted, Error, FunctionId, FunctionKey, FunctionName, InvocationId, InvocationRecord, InvocationState, KeptBytes,
+    TenantId, Timestamp,
 };
 
 /// The form of rows that this program writes, and the latest that it reads.
 const FORMAT: i64 = 1;
 /// How many rows one statement inserts at most.
-const MAX_ROWS: usize = 256;
+pub(super) const MAX_ROWS: usize = 256;
 /// More than so many are inserted in multiples of it.
 const STEP: usize = 16;
 /// How many bytes one statement inserts, beside its last row. Servers refuse packets that are too large.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// For how many pairs of function and minute figures are held here, to go on with.
 const MAX_OPEN: usize = 10_000;
+
+/// The states of an execution that has not ended. They stand in the row, and need not be what the document says.
+const OPEN: [InvocationState; 2] = [InvocationState::Queued, InvocationState::Running];
+
+/// What is written as a whole, or not at all.
+pub(super) enum Entry {
+    Record(Encoded),
+    Step(Box<Step>),
+}
+
+/// What became of an entry.
+pub(super) enum Outcome {
+    Done,
+    Accepted(Accepted),
+}
+
+impl Entry {
+    pub(super) fn records(&self) -> impl Iterator<Item = &Encoded> {
+        let (record, step) = match self {
+            Self::Record(record) => (Some(record), None),
+            Self::Step(step) => (None, Some(step.records())),
+        };
+        record.into_iter().chain(step.into_iter().flatten())
+    }
+
+    fn step(&self) -> Option<&Step> {
+        match self {
+            Self::Record(_) => None,
+            Self::Step(step) => Some(step),
+        }
+    }
+
+    /// Whether it need not be written once nobody waits for it any more: as far as its caller knows it has not been.
+    pub(super) fn may_be_given_up(&self) -> bool {
+        match self {
+            Self::Record(record) => record.change == Change::Begin,
+            Self::Step(step) => step.may_be_given_up(),
+        }
+    }
+}
 
 /// What is to be done with a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,13 +134,18 @@ impl Encoded {
         Ok(Self { change, id: record.id.to_string(), record, document })
     }
 
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
     fn bytes(&self) -> usize {
         self.document.len() + kept_bytes(&self.record)
     }
 }
 
 /// The columns of a row that a record is read from, in the order in which [`decode`] takes them.
-pub(super) const RECORD_COLUMNS: &str = "i.created_at, i.id, i.format, i.document, i.payload, i.result, i.logs";
+pub(super) const RECORD_COLUMNS: &str =
+    "i.created_at, i.id, i.format, i.document, i.payload, i.result, i.logs, i.state";
 
 /// Reads [`RECORD_COLUMNS`].
 pub(super) fn decode(row: &mut Row) -> Result<Arc<InvocationRecord>, Unreadable> {
@@ -110,19 +156,43 @@ pub(super) fn decode(row: &mut Row) -> Result<Arc<InvocationRecord>, Unreadable>
         Ok(about.map(|about| about.with(bytes.unwrap_or_default())))
     };
     (record.payload, record.result, record.logs) = (kept(payload, 4)?, kept(result, 5)?, kept(logs, 6)?);
+    if !record.state.is_final() {
+        // The queue moves an execution on without writing its document anew.
+        let state = row.text(7)?;
+        record.state = OPEN.into_iter().find(|open| open.as_str() == state).unwrap_or(record.state);
+    }
     Ok(Arc::new(record))
 }
 
 /// What a batch did.
 pub(super) struct Written {
-    /// What became of each record, in their order.
-    pub(super) outcomes: Vec<Result<(), Error>>,
+    /// What became of each entry, in their order.
+    pub(super) outcomes: Vec<Result<Outcome, Error>>,
     /// What the figures are once it is committed.
     pub(super) figures: Figures,
     /// The functions of what has ended.
     pub(super) ended: Vec<FunctionId>,
+    /// Whether the queue has something new, and whether something in it has ended.
+    pub(super) signals: Signals,
     /// The place of a record that it writes.
     probe: Option<usize>,
+    /// The number by which it is known, where it has steps of the queue.
+    mark: Option<i64>,
+}
+
+/// What a batch has to tell those that wait.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Signals {
+    pub(super) arrivals: bool,
+    pub(super) endings: bool,
+}
+
+/// Says in the database which batch with steps of the queue was the last one that this process has written: the rows of such a
+/// batch may have been changed again by others before it is asked whether it was committed.
+#[derive(Debug)]
+pub(super) struct Mark {
+    pub(super) writer: String,
+    pub(super) batch: i64,
 }
 
 /// What is known of the record of an id.
@@ -184,119 +254,179 @@ impl Begun {
     }
 }
 
-/// Writes a batch in a session, which then has to be committed.
-pub(super) async fn write(
-    session: &mut dyn Session,
-    batch: &[Encoded],
-    (figures, begun): (&mut Rollups, &HashMap<InvocationId, Begun>),
-    expect: Expect,
-) -> Result<Written, Fault> {
-    let mut known = match expect {
-        Expect::Begun => {
-            let known =
-                |encoded: &Encoded| begun.get(&encoded.record.id).map(|begun| (encoded.record.id, begun.into()));
-            batch.iter().filter_map(known).collect()
-        }
-        Expect::Some => read_known(session, batch).await?,
-    };
-    let mut outcomes = Vec::with_capacity(batch.len());
-    let (mut ended, mut discarded) = (Vec::new(), Vec::new());
-    let mut changed = Figures::default();
-    let mut probe = None;
-    for (at, encoded) in batch.iter().enumerate() {
+/// The records of a batch as they are and as they will be.
+pub(super) struct Records<'a> {
+    known: HashMap<InvocationId, Known<'a>>,
+    discarded: Vec<&'a Encoded>,
+    ended: Vec<FunctionId>,
+    before: &'a mut Rollups,
+    figures: Figures,
+}
+
+impl<'a> Records<'a> {
+    /// Whether a change can be made.
+    pub(super) fn check(&self, encoded: &Encoded) -> Result<(), Error> {
         let record = &*encoded.record;
-        let outcome = match (encoded.change, known.entry(record.id)) {
-            (Change::Begin | Change::Finish, Entry::Vacant(free)) => {
-                free.insert(Known::pending(false, encoded));
-                Ok(true)
-            }
-            (Change::Begin, Entry::Occupied(_)) => Err(record_exists(record)),
-            (Change::Finish, Entry::Occupied(taken)) if taken.get().is_final || !taken.get().is_same(record) => {
-                Err(record_is_final(record))
-            }
-            (Change::Finish, Entry::Occupied(mut taken)) => {
+        match (encoded.change, self.known.get(&record.id)) {
+            (Change::Begin, Some(_)) => Err(record_exists(record)),
+            (Change::Finish, Some(known)) if known.is_final || !known.is_same(record) => Err(record_is_final(record)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a change that can be made. Says whether its record is written.
+    pub(super) fn put(&mut self, encoded: &'a Encoded) -> bool {
+        let record = &*encoded.record;
+        match (encoded.change, self.known.entry(record.id)) {
+            (Change::Begin | Change::Finish, Place::Vacant(free)) => drop(free.insert(Known::pending(false, encoded))),
+            (Change::Begin | Change::Finish, Place::Occupied(mut taken)) => {
                 let replaces = match taken.get().place {
                     Placed::Stored => true,
                     Placed::Pending { replaces, .. } => replaces,
                 };
                 taken.insert(Known::pending(replaces, encoded));
-                Ok(true)
             }
             (Change::Discard, place) => {
-                if let Entry::Occupied(taken) = place
+                if let Place::Occupied(taken) = place
                     && !taken.get().is_final
                     && taken.get().is_same(record)
                     && matches!(taken.remove().place, Placed::Stored)
                 {
-                    discarded.push(encoded);
+                    self.discarded.push(encoded);
                 }
-                Ok(false)
+                return false;
             }
-        };
-        if matches!(outcome, Ok(true)) {
-            // The last one: no later record of the batch takes its place.
-            probe = Some(at);
         }
-        if matches!(outcome, Ok(true))
-            && encoded.change == Change::Finish
+        if encoded.change == Change::Finish
             && let Some(at) = record.finished_at
         {
-            changed.record(figures, Minute::of(at), record);
-            ended.push(record.function);
+            self.figures.record(self.before, Minute::of(at), record);
+            self.ended.push(record.function);
         }
-        outcomes.push(outcome.map(|_| ()));
+        true
     }
-    let pending = known.into_values().filter_map(|known| match known.place {
-        Placed::Pending { replaces, record } => Some((replaces, record)),
-        Placed::Stored => None,
-    });
-    let (mut new, mut replaced) = (Vec::new(), Vec::new());
-    for (replaces, record) in pending {
-        if replaces { &mut replaced } else { &mut new }.push(record);
+
+    async fn write(&mut self, session: &mut dyn Session, expect: Expect) -> Result<(), Fault> {
+        let (mut new, mut replaced) = (Vec::new(), Vec::new());
+        for known in std::mem::take(&mut self.known).into_values() {
+            if let Placed::Pending { replaces, record } = known.place {
+                if replaces { &mut replaced } else { &mut new }.push(record);
+            }
+        }
+        // Along the index, which is faster, and the same for every process, so that two don't wait for each other.
+        new.sort_unstable_by(|a: &&Encoded, b| a.id.cmp(&b.id));
+        replaced.sort_unstable_by(|a: &&Encoded, b| a.id.cmp(&b.id));
+        insert_all(session, &new, None).await?;
+        insert_all(session, &replaced, Some(expect)).await?;
+        delete_labels(session, replaced.iter().copied().filter(|record| !record.record.labels.is_empty())).await?;
+        insert_labels(session, new.iter().chain(&replaced).copied()).await?;
+        discard(session, &self.discarded).await
     }
-    // Along the index, which is faster, and the same for every process, so that two don't wait for each other.
-    new.sort_unstable_by(|a: &&Encoded, b| a.id.cmp(&b.id));
-    replaced.sort_unstable_by(|a: &&Encoded, b| a.id.cmp(&b.id));
-    insert_all(session, &new, None).await?;
-    insert_all(session, &replaced, Some(expect)).await?;
-    delete_labels(session, replaced.iter().copied().filter(|record| !record.record.labels.is_empty())).await?;
-    insert_labels(session, new.iter().chain(&replaced).copied()).await?;
-    discard(session, &discarded).await?;
-    changed.write(session).await?;
-    Ok(Written { outcomes, figures: changed, ended, probe })
+}
+
+/// Writes a batch in a session, which then has to be committed.
+pub(super) async fn write(
+    session: &mut dyn Session,
+    batch: &[Entry],
+    (figures, begun): (&mut Rollups, &HashMap<InvocationId, Begun>),
+    expect: Expect,
+    mark: &Mark,
+) -> Result<Written, Fault> {
+    let mut steps = Steps::lock(session, batch.iter().filter_map(Entry::step), expect).await?;
+    let known = match expect {
+        Expect::Begun => batch.iter().flat_map(|entry| expected(entry, begun)).collect(),
+        Expect::Some => read_known(session, batch).await?,
+    };
+    let mut records =
+        Records { known, discarded: Vec::new(), ended: Vec::new(), before: figures, figures: Figures::default() };
+    let mut outcomes = Vec::with_capacity(batch.len());
+    let mut probe = None;
+    for (at, entry) in batch.iter().enumerate() {
+        let outcome = match entry {
+            Entry::Record(encoded) => records.check(encoded).map(|()| {
+                if records.put(encoded) {
+                    // The last one: no later record of the batch takes its place.
+                    probe = Some(at);
+                }
+                Outcome::Done
+            }),
+            Entry::Step(step) => steps.decide(step, &mut records),
+        };
+        outcomes.push(outcome);
+    }
+    records.write(session, expect).await?;
+    let signals = steps.write(session).await?;
+    let Records { ended, figures, .. } = records;
+    figures.write(session).await?;
+    let has_steps = batch.iter().any(|entry| entry.step().is_some());
+    if has_steps {
+        write_mark(session, mark).await?;
+        steps::tell(session, signals, &mark.writer).await?;
+    }
+    Ok(Written { outcomes, figures, ended, signals, probe, mark: has_steps.then_some(mark.batch) })
+}
+
+/// What the database has of the records of an entry, as far as this process knows. A step that ends an invocation holds its
+/// lease, so that its record has begun with it, wherever that was.
+fn expected<'a>(entry: &Entry, begun: &HashMap<InvocationId, Begun>) -> Vec<(InvocationId, Known<'a>)> {
+    let of_step = entry.step().is_some();
+    let known = |encoded: &Encoded| {
+        let record = &encoded.record;
+        let is_ended_by_step = of_step && encoded.change == Change::Finish;
+        let known = is_ended_by_step.then(|| Known::from(&Begun::new(record)));
+        Some((record.id, known.or_else(|| begun.get(&record.id).map(Known::from))?))
+    };
+    entry.records().filter_map(known).collect()
 }
 
 /// Whether a batch was committed that this is the outcome of. A transaction is kept as a whole, so one of its rows tells; `false`
 /// for one that writes none.
 pub(super) async fn is_committed(
     session: &mut dyn Session,
-    batch: &[Encoded],
+    batch: &[Entry],
     written: &Written,
+    mark: &Mark,
 ) -> Result<bool, Fault> {
-    let Some(probe) = written.probe.and_then(|at| batch.get(at)) else { return Ok(false) };
-    let select = session.dialect().sql("SELECT document FROM fg_invocations WHERE id = ").arg(probe.id.as_str());
+    let dialect = session.dialect();
+    if let Some(batch) = written.mark {
+        // Waits for that transaction, should it be under way still.
+        let insert = insert_mark(dialect, &Mark { writer: mark.writer.clone(), batch: 0 });
+        session.execute(insert.sql(&dialect.upsert("writer", &["at"]))).await?;
+        let select = dialect.sql("SELECT batch FROM fg_commits WHERE writer = ").arg(mark.writer.as_str());
+        return Ok(session.row(select).await?.is_some_and(|mut row| row.int(0).is_ok_and(|found| found == batch)));
+    }
+    let Some(Entry::Record(probe)) = written.probe.and_then(|at| batch.get(at)) else { return Ok(false) };
+    let select = dialect.sql("SELECT document FROM fg_invocations WHERE id = ").arg(probe.id.as_str());
     let found = session.row(select).await?;
     Ok(found.is_some_and(|mut row| row.text(0).is_ok_and(|document| document == probe.document)))
 }
 
-/// Reads what there is of the ids of a batch, and locks it.
-async fn read_known<'a>(
-    session: &mut dyn Session,
-    batch: &[Encoded],
-) -> Result<HashMap<InvocationId, Known<'a>>, Fault> {
+fn insert_mark(dialect: &'static Dialect, mark: &Mark) -> Statement {
+    let insert = dialect.sql("INSERT INTO fg_commits (writer, batch, at) VALUES (").arg(mark.writer.as_str());
+    insert.sql(", ").arg(mark.batch).sql(", ").sql(dialect.now).sql(")")
+}
+
+async fn write_mark(session: &mut dyn Session, mark: &Mark) -> Result<(), Fault> {
     let dialect = session.dialect();
-    let mut known = HashMap::with_capacity(batch.len());
-    for ids in batch.chunks(MAX_ROWS) {
+    session.execute(insert_mark(dialect, mark).sql(&dialect.upsert("writer", &["batch", "at"]))).await?;
+    Ok(())
+}
+
+/// Reads what there is of the ids of a batch, and locks it.
+async fn read_known<'a>(session: &mut dyn Session, batch: &[Entry]) -> Result<HashMap<InvocationId, Known<'a>>, Fault> {
+    let dialect = session.dialect();
+    let records: Vec<&Encoded> = batch.iter().flat_map(Entry::records).collect();
+    let mut known = HashMap::with_capacity(records.len());
+    for ids in records.chunks(MAX_ROWS) {
         let select = dialect.sql("SELECT id, tenant, name, function_id, created_at, state");
         let select = select.sql(" FROM fg_invocations WHERE ");
         let select = select.any_of("id", ids.iter().map(|encoded| encoded.id.as_str())).sql(dialect.for_update);
         for mut row in session.rows(select).await? {
             let mut read = || {
                 let key = FunctionKey::new(row.parse(1)?, row.parse(2)?);
-                let is_open = [InvocationState::Queued, InvocationState::Running].map(InvocationState::as_str);
                 let state = row.text(5)?;
                 let known = Known {
-                    is_final: !is_open.contains(&&*state),
+                    is_final: !OPEN.iter().any(|open| open.as_str() == state),
                     key,
                     function: row.parse(3)?,
                     created_at: Timestamp::from_micros(row.int(4)?),
@@ -335,7 +465,7 @@ const COLUMNS: [&str; 14] = [
 const CHANGING: [&str; 8] = ["state", "class", "finished_at", "format", "document", "payload", "result", "logs"];
 
 /// Cuts a list in pieces of so many items that there are few different statements, and few for each list.
-fn pieces<'a, T>(mut items: &'a [T], size: impl Fn(&T) -> usize + 'a) -> impl Iterator<Item = &'a [T]> {
+pub(super) fn pieces<'a, T>(mut items: &'a [T], size: impl Fn(&T) -> usize + 'a) -> impl Iterator<Item = &'a [T]> {
     std::iter::from_fn(move || {
         let mut bytes = 0;
         let fitting = items.iter().take(MAX_ROWS).take_while(|item| {

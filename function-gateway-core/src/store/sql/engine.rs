@@ -29,11 +29,18 @@ pub(super) trait Engine: fmt::Debug + Send + Sync + 'static {
     /// The steps that build the schema, the first one first.
     fn migrations(&self) -> &'static [Migration];
 
+    /// Hands over what other processes tell by [`Dialect::notify`] from now on, until it is closed. Where none can tell anything
+    /// nothing is done.
+    fn listen(&self, _hear: Hear) {}
+
     /// Ends all connections.
     async fn close(&self);
 
     fn is_closed(&self) -> bool;
 }
+
+/// Gets what was told; `None` where something may have been missed.
+pub(super) type Hear = Box<dyn Fn(Option<&str>) + Send + Sync>;
 
 /// What opening a database gives.
 #[derive(Debug)]
@@ -89,6 +96,13 @@ impl dyn Session + '_ {
         Ok(rows)
     }
 
+    /// The database's own time, in microseconds since the Unix epoch.
+    pub(super) async fn now(&mut self) -> Result<i64, Fault> {
+        let dialect = self.dialect();
+        let row = self.row(dialect.sql("SELECT ").sql(dialect.now)).await?;
+        row.and_then(|mut row| row.int(0).ok()).ok_or(Fault::Unexpected)
+    }
+
     /// The first row of a query.
     pub(super) async fn row(&mut self, statement: Statement) -> Result<Option<Row>, Fault> {
         Ok(self.rows(statement).await?.into_iter().next())
@@ -105,6 +119,10 @@ pub(super) struct Dialect {
     pub(super) now: &'static str,
     /// What makes a query lock its rows until the transaction ends, where that has to be said.
     pub(super) for_update: &'static str,
+    /// The same for a query that leaves out rows that somebody else has locked.
+    pub(super) skip_locked: &'static str,
+    /// A query, but for its last argument and a bracket, that tells other processes something once it is committed.
+    pub(super) notify: Option<&'static str>,
     /// How an insertion replaces the row that has its key.
     pub(super) upsert: Upsert,
 }
@@ -139,20 +157,29 @@ impl Dialect {
     /// The clause that makes an insertion replace columns of the row of the same key. Only those that change should be among
     /// them: the indexes of all are written anew.
     pub(super) fn upsert(&self, key: &str, columns: &[&str]) -> String {
-        let set = |assign: &dyn Fn(&str) -> String| {
-            columns.iter().map(|column| assign(column)).collect::<Vec<_>>().join(", ")
-        };
+        let set = columns.iter().map(|column| format!("{column} = {}", self.inserted(column)));
+        self.on_conflict(key) + &set.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Begins the clause that makes an insertion change the row of the same key.
+    pub(super) fn on_conflict(&self, key: &str) -> String {
         #[cfg(not(any(feature = "sqlite", feature = "postgres")))]
         let _ = key;
         match self.upsert {
             #[cfg(any(feature = "sqlite", feature = "postgres"))]
-            Upsert::OnConflict => {
-                format!(" ON CONFLICT ({key}) DO UPDATE SET {}", set(&|column| format!("{column} = excluded.{column}")))
-            }
+            Upsert::OnConflict => format!(" ON CONFLICT ({key}) DO UPDATE SET "),
             #[cfg(feature = "mysql")]
-            Upsert::OnDuplicateKey => {
-                format!(" ON DUPLICATE KEY UPDATE {}", set(&|column| format!("{column} = VALUES({column})")))
-            }
+            Upsert::OnDuplicateKey => " ON DUPLICATE KEY UPDATE ".to_owned(),
+        }
+    }
+
+    /// What was to be inserted into a column, in that clause.
+    pub(super) fn inserted(&self, column: &str) -> String {
+        match self.upsert {
+            #[cfg(any(feature = "sqlite", feature = "postgres"))]
+            Upsert::OnConflict => format!("excluded.{column}"),
+            #[cfg(feature = "mysql")]
+            Upsert::OnDuplicateKey => format!("VALUES({column})"),
         }
     }
 }
@@ -500,6 +527,8 @@ mod tests {
         numbered: true,
         now: "now",
         for_update: "",
+        skip_locked: "",
+        notify: None,
         #[cfg(any(feature = "sqlite", feature = "postgres"))]
         upsert: Upsert::OnConflict,
         #[cfg(not(any(feature = "sqlite", feature = "postgres")))]

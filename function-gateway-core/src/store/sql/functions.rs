@@ -44,7 +44,7 @@ fn function(row: &mut Row) -> Result<Function, Unreadable> {
     })
 }
 
-fn number(row: &mut Row, column: usize) -> Result<u64, Unreadable> {
+pub(super) fn number(row: &mut Row, column: usize) -> Result<u64, Unreadable> {
     let value = row.int(column)?;
     u64::try_from(value).map_err(|_| Unreadable(format!("column {column} is negative: {value}")))
 }

@@ -27,12 +27,15 @@ static DIALECT: Dialect = Dialect {
     // sessions go by UTC.
     now: "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', SYSDATE(6))",
     for_update: " FOR UPDATE",
+    skip_locked: " FOR UPDATE SKIP LOCKED",
+    notify: None,
     upsert: Upsert::OnDuplicateKey,
 };
 
-static MIGRATIONS: [Migration; 2] = [
+static MIGRATIONS: [Migration; 3] = [
     Migration { version: 1, min_reader: 1, script: include_str!("migrations/mysql/0001.sql") },
     Migration { version: 2, min_reader: 1, script: include_str!("migrations/mysql/0002.sql") },
+    Migration { version: 3, min_reader: 1, script: include_str!("migrations/mysql/0003.sql") },
 ];
 
 /// What a URL may set. sqlx takes no notice of others: one that is misspelt would not do what is wanted.

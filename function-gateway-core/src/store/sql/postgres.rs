@@ -1,17 +1,21 @@
 //! PostgreSQL 13 and later. Any number of processes may share a database.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
 use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::{ConnectOptions as _, Executor as _, Postgres, Row as _, TypeInfo as _, ValueRef as _};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::SqlStoreOptions;
 use super::engine::{
-    Cell, Connected, Dialect, Engine, Migration, Row, STATEMENTS, Session, Statement, TakeRow, Upsert, Value, held,
-    session,
+    Cell, Connected, Dialect, Engine, Hear, Migration, Row, STATEMENTS, Session, Statement, TakeRow, Upsert, Value,
+    held, session,
 };
 use super::fault::{Fault, FaultKind};
 
@@ -20,12 +24,15 @@ static DIALECT: Dialect = Dialect {
     numbered: true,
     now: "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)",
     for_update: " FOR UPDATE",
+    skip_locked: " FOR UPDATE SKIP LOCKED",
+    notify: Some("SELECT pg_notify('fg_queue', "),
     upsert: Upsert::OnConflict,
 };
 
-static MIGRATIONS: [Migration; 2] = [
+static MIGRATIONS: [Migration; 3] = [
     Migration { version: 1, min_reader: 1, script: include_str!("migrations/postgres/0001.sql") },
     Migration { version: 2, min_reader: 1, script: include_str!("migrations/postgres/0002.sql") },
+    Migration { version: 3, min_reader: 1, script: include_str!("migrations/postgres/0003.sql") },
 ];
 
 /// What a URL may set. sqlx writes others, with their values, into the log.
@@ -34,9 +41,12 @@ const PARAMETERS: [&str; 8] = ["sslmode", "sslrootcert", "sslcert", "sslkey", "h
 #[derive(Debug)]
 struct PostgresEngine {
     pool: PgPool,
+    runtime: Handle,
+    /// Ends what listens when it is dropped.
+    alive: watch::Sender<()>,
 }
 
-pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Connected, Fault> {
+pub(super) async fn connect(url: &str, options: &SqlStoreOptions, runtime: &Handle) -> Result<Connected, Fault> {
     super::check_parameters(url, &PARAMETERS)?;
     let server: PgConnectOptions = url.parse().map_err(|error| super::unreadable_url(&error))?;
     let millis = options.operation_timeout.as_millis().clamp(1, 86_400_000);
@@ -61,7 +71,7 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Conn
         .await
         // A new pool is not full: it could not connect.
         .map_err(|error| fault(error).unless_full(false))?;
-    let engine = PostgresEngine { pool };
+    let engine = PostgresEngine { pool, runtime: runtime.clone(), alive: watch::Sender::new(()) };
     let mut session = engine.reader().await?;
     let fsync = session.row(DIALECT.sql("SHOW fsync")).await?;
     session.release().await;
@@ -124,6 +134,21 @@ impl PostgresEngine {
     }
 }
 
+/// Before listening is tried again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// Listens until the connection breaks.
+async fn listen(server: &PgPool, hear: &Hear) -> sqlx::Result<()> {
+    let mut listener = PgListener::connect_with(server).await?;
+    listener.listen("fg_queue").await?;
+    // What was told before that.
+    hear(None);
+    while let Some(told) = listener.try_recv().await? {
+        hear(Some(told.payload()));
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl Engine for PostgresEngine {
     fn dialect(&self) -> &'static Dialect {
@@ -151,6 +176,29 @@ impl Engine for PostgresEngine {
 
     fn migrations(&self) -> &'static [Migration] {
         &MIGRATIONS
+    }
+
+    fn listen(&self, hear: Hear) {
+        // Beside the connections that work.
+        let options = PgPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
+        let server = options.connect_lazy_with(PgConnectOptions::clone(&self.pool.connect_options()));
+        let (closed, mut alive) = (self.pool.close_event(), self.alive.subscribe());
+        self.runtime.spawn(async move {
+            let listening = async {
+                loop {
+                    if let Err(error) = listen(&server, &hear).await {
+                        tracing::debug!(?error, "what other processes tell of the queue is not heard for a moment");
+                    }
+                    tokio::time::sleep(LISTEN_AGAIN.mul_f64(0.5 + fastrand::f64())).await;
+                }
+            };
+            tokio::select! {
+                () = closed => {}
+                _ = alive.changed() => {}
+                () = listening => {}
+            }
+            server.close().await;
+        });
     }
 
     async fn close(&self) {

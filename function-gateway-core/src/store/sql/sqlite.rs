@@ -28,12 +28,15 @@ static DIALECT: Dialect = Dialect {
     now: "CAST(unixepoch('subsec') * 1000000 AS INTEGER)",
     // Whoever may write does so alone.
     for_update: "",
+    skip_locked: "",
+    notify: None,
     upsert: Upsert::OnConflict,
 };
 
-static MIGRATIONS: [Migration; 2] = [
+static MIGRATIONS: [Migration; 3] = [
     Migration { version: 1, min_reader: 1, script: include_str!("migrations/sqlite/0001.sql") },
     Migration { version: 2, min_reader: 1, script: include_str!("migrations/sqlite/0002.sql") },
+    Migration { version: 3, min_reader: 1, script: include_str!("migrations/sqlite/0003.sql") },
 ];
 
 /// Records have many indexes: so much of them is held in memory, in KiB (which SQLite tells by the sign).

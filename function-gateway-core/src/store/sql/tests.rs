@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
-use super::engine::{Dialect, Migration, Statement, TakeRow};
+use super::engine::{Dialect, Hear, Migration, Statement, TakeRow};
 use super::*;
 use crate::{
     CustomWorkload, DriverRef, Function, FunctionSpec, InvocationState, PageRequest, Revision, RevisionReason,
@@ -78,6 +78,10 @@ impl Engine for Unreliable {
         self.inner.migrations()
     }
 
+    fn listen(&self, hear: Hear) {
+        self.inner.listen(hear);
+    }
+
     async fn close(&self) {
         self.inner.close().await;
     }
@@ -133,6 +137,8 @@ async fn unreliable(commits: &[Commit]) -> SqlStore {
         gateway: gateway.clone(),
         writer,
         crowded: Arc::clone(crowded),
+        turn: Turn::default(),
+        listens: Once::new(),
         undurable: None,
     }))
 }

@@ -1,4 +1,5 @@
-//! Writes records of executions, all that have come in while the last ones were written in one transaction.
+//! Writes records of executions and steps of the queue, all that have come in while the last ones were written in one
+//! transaction.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,14 +8,16 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::SqlStoreOptions;
-use super::batch::{self, Begun, Change, Encoded, Expect, Rollups};
+use super::batch::{self, Begun, Change, Encoded, Entry, Expect, Mark, Outcome, Rollups, Signals};
 use super::engine::Engine;
 use super::fault::{Fault, FaultKind};
 use super::retention::Crowded;
+use super::steps::Step;
 use crate::store::{check_begin, check_finish, kept_bytes};
-use crate::{Delivery, Error, ErrorKind, InvocationId, InvocationRecord, Result};
+use crate::{Delivery, Error, ErrorKind, InvocationId, InvocationRecord, QueueNotifier, Result};
 
 /// How many records are written in one transaction at most.
 const BATCH: usize = 512;
@@ -35,7 +38,26 @@ const MAX_DOUBLES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 
-type Reply = oneshot::Sender<Result<()>>;
+type Reply = oneshot::Sender<Result<Outcome>>;
+type Answer = oneshot::Receiver<Result<Outcome>>;
+
+/// Tells those that wait in this process.
+#[derive(Debug, Default)]
+pub(super) struct Notifiers {
+    pub(super) arrivals: QueueNotifier,
+    pub(super) endings: QueueNotifier,
+}
+
+impl Notifiers {
+    pub(super) fn tell(&self, signals: Signals) {
+        if signals.arrivals {
+            self.arrivals.notify();
+        }
+        if signals.endings {
+            self.endings.notify();
+        }
+    }
+}
 
 /// Room in the buffer.
 struct Room {
@@ -51,7 +73,8 @@ enum Job {
     },
     /// Its caller waits, and has encoded it meanwhile.
     Durable {
-        encoded: Encoded,
+        entry: Entry,
+        bytes: usize,
         reply: Reply,
         room: Room,
     },
@@ -70,7 +93,7 @@ impl Job {
     fn bytes(&self) -> usize {
         match self {
             Self::Buffered { record, .. } => kept_bytes(record),
-            Self::Durable { encoded, .. } => kept_bytes(&encoded.record),
+            Self::Durable { bytes, .. } => *bytes,
             Self::Discard { .. } | Self::Flush(_) => 0,
         }
     }
@@ -106,6 +129,8 @@ pub(super) struct Writer {
     bytes: Arc<Semaphore>,
     max_kib: u32,
     timeout: Duration,
+    notifiers: Arc<Notifiers>,
+    id: String,
 }
 
 impl Drop for Writer {
@@ -123,10 +148,13 @@ impl Writer {
     ) -> Self {
         let shared = Arc::new(Shared { queue: Mutex::default(), wake: Notify::new() });
         let timeout = options.operation_timeout;
+        let (notifiers, id) = (Arc::<Notifiers>::default(), Uuid::now_v7().to_string());
         let task = Task {
             shared: Arc::clone(&shared),
             engine,
             crowded,
+            notifiers: Arc::clone(&notifiers),
+            mark: Mark { writer: id.clone(), batch: 0 },
             interval: options.flush_interval,
             timeout,
             figures: Rollups::default(),
@@ -136,7 +164,17 @@ impl Writer {
         let records = options.max_buffered_records.clamp(1, Semaphore::MAX_PERMITS);
         let kib = u32::try_from(options.max_buffered_bytes / 1024).unwrap_or(u32::MAX >> 3).clamp(1, u32::MAX >> 3);
         let bytes = Arc::new(Semaphore::new(usize::try_from(kib).unwrap_or(Semaphore::MAX_PERMITS)));
-        Self { shared, records: Arc::new(Semaphore::new(records)), bytes, max_kib: kib, timeout }
+        let records = Arc::new(Semaphore::new(records));
+        Self { shared, records, bytes, max_kib: kib, timeout, notifiers, id }
+    }
+
+    pub(super) fn notifiers(&self) -> &Arc<Notifiers> {
+        &self.notifiers
+    }
+
+    /// By what its messages to other processes are known.
+    pub(super) fn id(&self) -> &str {
+        &self.id
     }
 
     /// Takes nothing more. What is in the buffer is written, as far as the database lets it be.
@@ -164,8 +202,8 @@ impl Writer {
     }
 
     /// Waits for room in the buffer.
-    async fn room(&self, record: &InvocationRecord) -> Result<Room> {
-        let kib = u32::try_from(kept_bytes(record).div_ceil(1024)).unwrap_or(u32::MAX).min(self.max_kib);
+    async fn room(&self, bytes: usize) -> Result<Room> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(self.max_kib);
         {
             let mut queue = self.shared.queue();
             if queue.closed {
@@ -197,7 +235,7 @@ impl Writer {
 
     pub(super) async fn finish_buffered(&self, record: Arc<InvocationRecord>) -> Result<()> {
         check_finish(&record)?;
-        let room = self.room(&record).await?;
+        let room = self.room(kept_bytes(&record)).await?;
         self.push(Job::Buffered { record, room });
         Ok(())
     }
@@ -212,11 +250,23 @@ impl Writer {
         self.commit(Change::Begin, record).await
     }
 
+    /// Makes a step of the queue.
+    pub(super) async fn step(&self, step: Step) -> Result<Outcome> {
+        let bytes = step.kept_bytes();
+        let room = self.room(bytes).await?;
+        self.write(Entry::Step(Box::new(step)), bytes, room).await
+    }
+
     async fn commit(&self, change: Change, record: Arc<InvocationRecord>) -> Result<()> {
-        let room = self.room(&record).await?;
+        let bytes = kept_bytes(&record);
+        let room = self.room(bytes).await?;
         let encoded = Encoded::new(change, record).map_err(Fault::into_error)?;
+        self.write(Entry::Record(encoded), bytes, room).await.map(|_| ())
+    }
+
+    async fn write(&self, entry: Entry, bytes: usize, room: Room) -> Result<Outcome> {
         let (reply, answer) = oneshot::channel();
-        self.push(Job::Durable { encoded, reply, room });
+        self.push(Job::Durable { entry, bytes, reply, room });
         self.answer(answer).await
     }
 
@@ -224,10 +274,10 @@ impl Writer {
     pub(super) async fn flush(&self) -> Result<()> {
         let (reply, answer) = oneshot::channel();
         self.push(Job::Flush(reply));
-        self.answer(answer).await
+        self.answer(answer).await.map(|_| ())
     }
 
-    async fn answer(&self, answer: oneshot::Receiver<Result<()>>) -> Result<()> {
+    async fn answer(&self, answer: Answer) -> Result<Outcome> {
         match tokio::time::timeout(self.timeout, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => {
@@ -243,6 +293,9 @@ struct Task {
     shared: Arc<Shared>,
     engine: Arc<dyn Engine>,
     crowded: Arc<Crowded>,
+    notifiers: Arc<Notifiers>,
+    /// Of the batch that was tried last.
+    mark: Mark,
     interval: Duration,
     timeout: Duration,
     figures: Rollups,
@@ -265,7 +318,7 @@ struct Tries {
 /// What is written together, and who waits for it.
 #[derive(Default)]
 struct Batch {
-    encoded: Vec<Encoded>,
+    entries: Vec<Entry>,
     replies: Vec<Option<Reply>>,
     rooms: Vec<Option<Room>>,
 }
@@ -279,7 +332,7 @@ impl Task {
             self.keep(batch).await;
             for flush in flushes {
                 // Who waits no longer needs no answer.
-                let _ = flush.send(Ok(()));
+                let _ = flush.send(Ok(Outcome::Done));
             }
         }
     }
@@ -344,7 +397,7 @@ impl Task {
             Tries { expect: self.expect(&batch), pause: FIRST_PAUSE, unanswered: None, slow: 0, doubles: 0 };
         let mut closed_since = None;
         loop {
-            if batch.encoded.is_empty() {
+            if batch.entries.is_empty() {
                 return None;
             }
             let mut decided = None;
@@ -356,6 +409,7 @@ impl Task {
                     self.note_begun(&batch, &written.outcomes);
                     self.crowded.note(&written.ended);
                     self.tell(batch, written.outcomes);
+                    self.notifiers.tell(written.signals);
                     return None;
                 }
                 Ok(Err(fault)) => fault,
@@ -370,6 +424,10 @@ impl Task {
                 continue;
             }
             tries.doubles += u32::from(is_double);
+            if fault.is(FaultKind::Duplicate) && tries.doubles <= MAX_DOUBLES {
+                // Another process has written the same id or key since this one looked.
+                continue;
+            }
             tries.slow += u32::from(matches!(fault, Fault::TimedOut) || fault.is(FaultKind::Lost));
             let is_hopeless = fault.is_of_content() || tries.doubles > MAX_DOUBLES;
             if tries.unanswered.is_none() && (is_hopeless || tries.slow > MAX_SLOW) {
@@ -389,7 +447,7 @@ impl Task {
                     return None;
                 }
             }
-            let records = batch.encoded.len();
+            let records = batch.entries.len();
             if fault.is_transient() {
                 tracing::warn!(error = ?fault.into_error(), records, "records are not written yet");
             } else {
@@ -410,18 +468,19 @@ impl Task {
         tries: &mut Tries,
         decided: &mut Option<batch::Written>,
     ) -> Result<batch::Written, Fault> {
+        let mut session = self.engine.transaction().await?;
         if let Some(written) = &tries.unanswered {
-            let mut session = self.engine.reader().await?;
-            let is_committed = batch::is_committed(&mut *session, &batch.encoded, written).await?;
-            session.release().await;
-            if is_committed && let Some(written) = tries.unanswered.take() {
+            if batch::is_committed(&mut *session, &batch.entries, written, &self.mark).await?
+                && let Some(written) = tries.unanswered.take()
+            {
+                session.release().await;
                 return Ok(written);
             }
             tries.expect = Expect::Some;
         }
-        let mut session = self.engine.transaction().await?;
+        self.mark.batch += 1;
         let known = (&mut self.figures, &self.begun);
-        match batch::write(&mut *session, &batch.encoded, known, tries.expect).await {
+        match batch::write(&mut *session, &batch.entries, known, tries.expect, &self.mark).await {
             Ok(written) => *decided = Some(written),
             Err(fault) => {
                 session.release().await;
@@ -435,16 +494,27 @@ impl Task {
     /// Most executions are ended by the process that has begun them, or are recorded once: there is nothing to be asked.
     fn expect(&self, batch: &Batch) -> Expect {
         let can_replace = self.engine.dialect().only_where("").is_some();
-        let mut ids = HashSet::with_capacity(batch.encoded.len());
-        let is_known = |encoded: &Encoded| {
+        let mut ids = HashSet::with_capacity(batch.entries.len());
+        let mut is_known = |entry: &Entry, encoded: &Encoded| {
             let id = encoded.record.id;
-            encoded.change != Change::Discard && (can_replace || !self.begun.contains_key(&id)) && ids.insert(id)
+            let replaces = match entry {
+                Entry::Record(_) => self.begun.contains_key(&id),
+                Entry::Step(_) => encoded.change == Change::Finish,
+            };
+            encoded.change != Change::Discard && (can_replace || !replaces) && ids.insert(id)
         };
-        if batch.encoded.iter().all(is_known) { Expect::Begun } else { Expect::Some }
+        let mut entries = batch.entries.iter();
+        if entries.all(|entry| entry.records().all(|encoded| is_known(entry, encoded))) {
+            Expect::Begun
+        } else {
+            Expect::Some
+        }
     }
 
-    fn note_begun(&mut self, batch: &Batch, outcomes: &[Result<()>]) {
-        for (encoded, _) in batch.encoded.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_ok()) {
+    fn note_begun(&mut self, batch: &Batch, outcomes: &[Result<Outcome>]) {
+        for (entry, _) in batch.entries.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_ok()) {
+            // Who ends what was accepted holds its lease, and needs not know where it has begun.
+            let Entry::Record(encoded) = entry else { continue };
             let record = &encoded.record;
             match encoded.change {
                 Change::Begin => self.begun.insert(record.id, Begun::new(record)),
@@ -457,19 +527,22 @@ impl Task {
         }
     }
 
-    fn tell(&self, batch: Batch, outcomes: Vec<Result<()>>) {
-        let Batch { encoded, replies, rooms } = batch;
-        for ((encoded, reply), outcome) in encoded.into_iter().zip(replies).zip(outcomes) {
-            let has_begun = encoded.change == Change::Begin && outcome.is_ok();
+    fn tell(&self, batch: Batch, outcomes: Vec<Result<Outcome>>) {
+        let Batch { entries, replies, rooms } = batch;
+        for ((entry, reply), outcome) in entries.into_iter().zip(replies).zip(outcomes) {
             let Some(reply) = reply else {
                 if let Err(error) = outcome {
                     tracing::debug!(?error, "a record that was buffered is there already");
                 }
                 continue;
             };
-            if reply.send(outcome).is_err() && has_begun {
+            let is_done = outcome.is_ok();
+            if reply.send(outcome).is_err()
+                && is_done
+                && let Entry::Record(Encoded { change: Change::Begin, record, .. }) = entry
+            {
                 // Nobody waited for it any more: as far as its caller knows it has not begun.
-                self.shared.queue().jobs.push_back(Job::Discard { record: encoded.record });
+                self.shared.queue().jobs.push_back(Job::Discard { record });
             }
         }
         drop(rooms);
@@ -479,21 +552,22 @@ impl Task {
 impl Batch {
     /// Its two halves, if it has more than one record.
     fn split(&mut self) -> Option<[Self; 2]> {
-        let half = self.encoded.len() / 2;
+        let half = self.entries.len() / 2;
         if half == 0 {
             return None;
         }
-        let (encoded, replies, rooms) =
-            (self.encoded.split_off(half), self.replies.split_off(half), self.rooms.split_off(half));
+        let (entries, replies, rooms) =
+            (self.entries.split_off(half), self.replies.split_off(half), self.rooms.split_off(half));
         let first = std::mem::take(self);
         // The last one is written first.
-        Some([Self { encoded, replies, rooms }, first])
+        Some([Self { entries, replies, rooms }, first])
     }
 
     /// Tells everybody that it can't be written.
     fn fail(self, error: &Error) {
         let is_buffered = |(at, reply): &(usize, &Option<Reply>)| {
-            let discards = self.encoded.get(*at).is_some_and(|encoded| encoded.change == Change::Discard);
+            let entry = self.entries.get(*at);
+            let discards = matches!(entry, Some(Entry::Record(Encoded { change: Change::Discard, .. })));
             reply.is_none() && !discards
         };
         let lost = self.replies.iter().enumerate().filter(is_buffered).count();
@@ -506,19 +580,19 @@ impl Batch {
         }
     }
 
-    fn push(&mut self, encoded: Encoded, reply: Option<Reply>, room: Option<Room>) {
-        self.encoded.push(encoded);
+    fn push(&mut self, entry: Entry, reply: Option<Reply>, room: Option<Room>) {
+        self.entries.push(entry);
         self.replies.push(reply);
         self.rooms.push(room);
     }
 
-    /// Leaves out what begins an execution that nobody waits for any more.
+    /// Leaves out what begins an execution, or moves it on, that nobody waits for any more.
     fn forget_given_up(&mut self) {
-        let Self { encoded, replies, rooms } = std::mem::take(self);
-        for ((encoded, reply), room) in encoded.into_iter().zip(replies).zip(rooms) {
-            let is_given_up = encoded.change == Change::Begin && reply.as_ref().is_some_and(oneshot::Sender::is_closed);
+        let Self { entries, replies, rooms } = std::mem::take(self);
+        for ((entry, reply), room) in entries.into_iter().zip(replies).zip(rooms) {
+            let is_given_up = entry.may_be_given_up() && reply.as_ref().is_some_and(oneshot::Sender::is_closed);
             if !is_given_up {
-                self.push(encoded, reply, room);
+                self.push(entry, reply, room);
             }
         }
     }
@@ -542,17 +616,19 @@ async fn encode(jobs: Vec<Job>) -> (Batch, Vec<Reply>) {
         if index % ENCODE == ENCODE - 1 {
             tokio::task::yield_now().await;
         }
-        let (encoded, reply, room) = match job {
+        let (entry, reply, room) = match job {
             Job::Flush(reply) => {
                 flushes.push(reply);
                 continue;
             }
-            Job::Durable { encoded, reply, room } => (Ok(encoded), Some(reply), Some(room)),
-            Job::Buffered { record, room } => (Encoded::new(Change::Finish, record), None, Some(room)),
-            Job::Discard { record } => (Encoded::new(Change::Discard, record), None, None),
+            Job::Durable { entry, reply, room, .. } => (Ok(entry), Some(reply), Some(room)),
+            Job::Buffered { record, room } => {
+                (Encoded::new(Change::Finish, record).map(Entry::Record), None, Some(room))
+            }
+            Job::Discard { record } => (Encoded::new(Change::Discard, record).map(Entry::Record), None, None),
         };
-        match encoded {
-            Ok(encoded) => batch.push(encoded, reply, room),
+        match entry {
+            Ok(entry) => batch.push(entry, reply, room),
             Err(fault) => Batch { replies: vec![reply], ..Batch::default() }.fail(&fault.into_error()),
         }
     }

@@ -1,0 +1,259 @@
+//! Gateways that are killed while they accept and execute invocations.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use function_gateway_core::store::sql::SqlStore;
+use function_gateway_core::{
+    AsyncPolicy, BoxStream, CallContext, CustomWorkload, DeadLetterFilter, DeployRequest, Deployment, DeploymentStatus,
+    DriverCapabilities, DriverInfo, DriverRef, DriverRequest, EngineInfo, FaasDriver, FunctionExecutor as _,
+    FunctionManager as _, FunctionSpec, Gateway, GatewayConfig, GatewayId, InvocationId, InvocationState,
+    InvokeRequest, InvokeResponse, ListScope, PageRequest, Principal, Protocol, QueueManager as _, RecordFilter,
+    Result, Revision, StatisticsQuery, SubmitOptions, Timestamp, Violation, WorkerConfig,
+};
+use http::StatusCode;
+
+use crate::common::{Database, open, options, tenant};
+use crate::crashes::seed;
+
+/// How many gateways there are at a time.
+const GATEWAYS: usize = 3;
+
+fn cx() -> CallContext {
+    CallContext::new(Principal::new(tenant(), "ada".parse().unwrap()))
+}
+
+/// An engine that has everything, and writes down each execution before it does anything else.
+#[derive(Debug)]
+struct Counting {
+    info: DriverInfo,
+    file: PathBuf,
+}
+
+impl Counting {
+    fn new(file: &Path) -> Self {
+        let info = DriverInfo::new("counting", "counts its executions", vec![Protocol::exec()]);
+        Self { info, file: file.to_owned() }
+    }
+}
+
+#[async_trait]
+impl FaasDriver for Counting {
+    fn info(&self) -> &DriverInfo {
+        &self.info
+    }
+
+    fn capabilities(&self, _: &Protocol) -> DriverCapabilities {
+        DriverCapabilities::NONE.with(|capabilities| capabilities.custom = true)
+    }
+
+    async fn probe(&self, _: &CallContext) -> Result<EngineInfo> {
+        Ok(EngineInfo::new("counting", "1"))
+    }
+
+    async fn check(&self, _: &CallContext, _: &FunctionSpec) -> Result<Vec<Violation>> {
+        Ok(Vec::new())
+    }
+
+    fn reference(&self, gateway: &GatewayId, revision: &Revision) -> DriverRef {
+        DriverRef::plain(gateway, revision)
+    }
+
+    async fn deploy(&self, _: &CallContext, _: &DriverRef, _: DeployRequest) -> Result<DeploymentStatus> {
+        Ok(DeploymentStatus::ready())
+    }
+
+    async fn status(&self, _: &CallContext, _: &DriverRef) -> Result<DeploymentStatus> {
+        Ok(DeploymentStatus::ready())
+    }
+
+    async fn remove(&self, _: &CallContext, _: &DriverRef) -> Result<()> {
+        Ok(())
+    }
+
+    fn list<'a>(&'a self, _: &'a CallContext, _: ListScope) -> BoxStream<'a, Result<Deployment>> {
+        Box::pin(futures_util::stream::empty())
+    }
+
+    async fn invoke(&self, cx: &CallContext, _: &DriverRef, request: DriverRequest) -> Result<InvokeResponse> {
+        let line = format!("{} {}\n", request.revision.key.name, cx.invocation_id().unwrap());
+        // One write to a file that is only appended to is not mixed with another one.
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(&self.file).unwrap();
+        file.write_all(line.as_bytes()).unwrap();
+        tokio::time::sleep(Duration::from_micros(fastrand::u64(0..5000))).await;
+        Ok(InvokeResponse::new(StatusCode::OK, "done"))
+    }
+
+    async fn shutdown(&self, _: Instant) -> Result<()> {
+        Ok(())
+    }
+}
+
+async fn gateway(store: &SqlStore, file: &Path) -> Gateway {
+    let mut config = GatewayConfig::default();
+    config.default_total_timeout = Duration::from_millis(500);
+    config.queue.lease_margin = Duration::from_millis(500);
+    Gateway::builder()
+        .config(config)
+        .store(Arc::new(store.clone()))
+        .driver("counting".parse().unwrap(), Arc::new(Counting::new(file)))
+        .without_reconciler()
+        .build()
+        .await
+        .unwrap()
+}
+
+/// Accepts and executes until it is killed. What was accepted stands in its output, a line each.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "is the gateway that the other tests kill"]
+async fn doomed_gateway() {
+    let (Ok(url), Ok(file)) = (std::env::var("DOOMED_STORE"), std::env::var("DOOMED_FILE")) else { return };
+    // The name of the test stands at the start of the line.
+    println!();
+    let store = SqlStore::connect(&url, options()).await.unwrap();
+    let gateway = gateway(&store, Path::new(&file)).await;
+    let _workers = gateway.start_workers(WorkerConfig::default().with_concurrency(16)).unwrap();
+    let submitting = (0..8).map(|number| tokio::spawn(submit(gateway.clone(), number)));
+    futures_util::future::join_all(submitting).await;
+}
+
+async fn submit(gateway: Gateway, number: usize) {
+    let function = if number.is_multiple_of(2) { "once" } else { "again" }.parse().unwrap();
+    loop {
+        let submitted = gateway.submit(&cx(), &function, InvokeRequest::new("x"), SubmitOptions::default()).await;
+        match submitted {
+            Ok(receipt) => println!("accepted {}", receipt.id),
+            Err(error) => assert!(error.is_transient(), "{error:?}"),
+        }
+    }
+}
+
+fn start(database: &Database, file: &Path, accepted: &Sender<InvocationId>) -> Child {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["outlived::doomed_gateway", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+        .env("DOOMED_STORE", database.url())
+        .env("DOOMED_FILE", file)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (output, accepted) = (BufReader::new(child.stdout.take().unwrap()), accepted.clone());
+    std::thread::spawn(move || {
+        // The last line may be cut off.
+        for line in output.lines().map_while(Result::ok) {
+            let id = line.strip_prefix("accepted ").and_then(|id| id.parse().ok());
+            if id.is_some_and(|id| accepted.send(id).is_err()) {
+                return;
+            }
+        }
+    });
+    child
+}
+
+/// Kills one of three gateways again and again. Whatever was accepted has one end, and what must not be repeated is not.
+pub(crate) async fn gateways_that_are_killed(database: Database, times: u64) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("executed");
+    let store = open(&database, options()).await;
+    let here = gateway(&store, &file).await;
+    for (name, idempotent) in [("once", false), ("again", true)] {
+        let run = CustomWorkload::new("counting", serde_json::Value::Null);
+        let mut spec = FunctionSpec::new("counting".parse().unwrap(), run);
+        let mut policy = AsyncPolicy::default();
+        policy.max_attempts = Some(20);
+        (policy.initial_backoff, policy.max_backoff) =
+            (Some(Duration::from_millis(10)), Some(Duration::from_millis(50)));
+        (spec.idempotent, spec.async_policy) = (idempotent, Some(Box::new(policy)));
+        here.create(&cx(), &name.parse().unwrap(), spec).await.unwrap();
+    }
+    let mut random = fastrand::Rng::with_seed(seed());
+    let (sender, receiver) = channel();
+    let mut accepted = BTreeSet::new();
+    let mut children: Vec<_> = (0..GATEWAYS).map(|_| start(&database, &file, &sender)).collect();
+    for _ in 0..times {
+        for _ in 0..random.usize(50..400) {
+            accepted.insert(receiver.recv_timeout(Duration::from_secs(60)).expect("invocations are accepted"));
+        }
+        let child = &mut children[random.usize(0..GATEWAYS)];
+        child.kill().unwrap();
+        child.wait().unwrap();
+        *child = start(&database, &file, &sender);
+    }
+    for mut child in children {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    drop(sender);
+    accepted.extend(receiver);
+
+    let workers = here.start_workers(WorkerConfig::default().with_poll_interval(Duration::from_millis(50))).unwrap();
+    let emptied = async {
+        while here.queue_depth(&cx(), None).await.unwrap().open > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), emptied).await.expect("the queue is worked off");
+    workers.drain().await;
+    check(&here, &accepted, &file).await;
+}
+
+async fn check(gateway: &Gateway, accepted: &BTreeSet<InvocationId>, file: &Path) {
+    let seed = seed();
+    let mut ends = BTreeMap::new();
+    let mut page = PageRequest::first(PageRequest::MAX_LIMIT);
+    loop {
+        let records = gateway.executions(&cx(), &RecordFilter::default(), &page).await.unwrap();
+        for record in records.items {
+            assert!(record.state.is_final() && record.finished_at.is_some(), "{record:?}; seed {seed}");
+            assert_eq!(record.failure.is_some(), record.state != InvocationState::Succeeded, "{record:?}; seed {seed}");
+            let name = record.key.name.as_str().to_owned();
+            assert!(ends.insert(record.id, (name, record.state)).is_none(), "one end each; seed {seed}");
+        }
+        match records.next {
+            Some(next) => page = page.after(next),
+            None => break,
+        }
+    }
+    let lost: Vec<_> = accepted.iter().filter(|id| !ends.contains_key(id)).collect();
+    assert!(lost.is_empty(), "{} of {} accepted are lost; seed {seed}", lost.len(), accepted.len());
+    let query = StatisticsQuery::new(Timestamp::from_micros(0), Timestamp::now().plus(Duration::from_secs(3600)));
+    let counted = gateway.statistics(&cx(), &query).await.unwrap().count;
+    assert_eq!(usize::try_from(counted).unwrap(), ends.len(), "figures count each end once; seed {seed}");
+
+    let mut executed: BTreeMap<InvocationId, usize> = BTreeMap::new();
+    for line in std::fs::read_to_string(file).unwrap().lines() {
+        let (name, id) = line.split_once(' ').unwrap();
+        let id = id.parse().unwrap();
+        let times = executed.entry(id).or_default();
+        *times += 1;
+        assert!(name == "again" || *times == 1, "{id} must be executed once at most; seed {seed}");
+    }
+    let (mut lost, mut dead) = (0, 0);
+    for (id, (name, state)) in &ends {
+        match state {
+            InvocationState::Succeeded => assert!(executed.contains_key(id), "{id} has a reason; seed {seed}"),
+            InvocationState::Lost => {
+                assert_eq!(name, "once", "what may be repeated is repeated; seed {seed}");
+                lost += 1;
+            }
+            other => panic!("{id} ended as {other}; seed {seed}"),
+        }
+    }
+    let mut page = PageRequest::first(PageRequest::MAX_LIMIT);
+    loop {
+        let letters = gateway.dead_letters(&cx(), &DeadLetterFilter::default(), &page).await.unwrap();
+        dead += letters.items.len();
+        match letters.next {
+            Some(next) => page = page.after(next),
+            None => break,
+        }
+    }
+    assert_eq!(dead, lost, "what enters equals what ended; seed {seed}");
+    let depth = gateway.queue_depth(&cx(), None).await.unwrap();
+    assert_eq!((depth.open, usize::try_from(depth.dead).unwrap()), (0, dead), "seed {seed}");
+}
