@@ -182,7 +182,9 @@ impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Document<T> {
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
         let bytes = document_bytes(request, api, "application/json").await?;
-        read_json(&bytes, ErrorKind::InvalidArgument).map(Self)
+        // First as an object: a list of the values of its fields would do for serde, and an empty one where all may be absent.
+        let fields: serde_json::Map<_, _> = read_json(&bytes, ErrorKind::InvalidArgument)?;
+        read_value(fields.into(), ErrorKind::InvalidArgument, "").map(Self)
     }
 }
 

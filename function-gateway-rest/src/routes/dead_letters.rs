@@ -25,13 +25,13 @@ type Answer = Result<Response, Problem>;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
-        .routes(routes!(list))
-        .routes(routes!(redrive_many))
-        .routes(routes!(purge_many))
-        .routes(routes!(read, purge))
-        .routes(routes!(redrive))
-        .routes(routes!(depth))
-        .routes(routes!(depth_of_function))
+        .routes(routes!(dead_letters))
+        .routes(routes!(redrive_dead_letters))
+        .routes(routes!(purge_dead_letters))
+        .routes(routes!(dead_letter, purge_dead_letter))
+        .routes(routes!(redrive_dead_letter))
+        .routes(routes!(queue_depth))
+        .routes(routes!(function_queue_depth))
 }
 
 /// Which dead letters.
@@ -57,7 +57,7 @@ struct Filter {
     params(Filter),
     responses((status = 200, description = "A part of the list", body = List<QueuedDocument>), Guarded, Queued),
 )]
-async fn list(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQuery<Filter>) -> Answer {
+async fn dead_letters(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQuery<Filter>) -> Answer {
     let which = WhichDeadLetters { function: query.function, limit: query.limit, cursor: query.cursor };
     let page = page_of(&api.gateway, &caller.context(), which).await?;
     Ok(Json(List::of(page, |dead| QueuedDocument::new(&dead))).into_response())
@@ -81,7 +81,7 @@ async fn page_of(
     params(("id" = InvocationId, Path)),
     responses((status = 200, description = "The dead letter", body = QueuedDocument), Guarded, Found, Queued),
 )]
-async fn read(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<InvocationId>) -> Answer {
+async fn dead_letter(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<InvocationId>) -> Answer {
     let queued = api.gateway.queued(&caller.context(), id).await?;
     if !matches!(queued.state, QueueState::Dead | QueueState::Redriven) {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no dead letter {id}")).into());
@@ -103,7 +103,7 @@ async fn read(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<In
         Guarded, Found, Queued,
     ),
 )]
-async fn redrive(
+async fn redrive_dead_letter(
     State(api): State<Arc<Api>>,
     caller: Caller,
     below: Below,
@@ -129,7 +129,7 @@ async fn redrive(
         Guarded, Found, Queued,
     ),
 )]
-async fn purge(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<InvocationId>) -> Answer {
+async fn purge_dead_letter(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<InvocationId>) -> Answer {
     api.gateway.purge(&caller.context(), id).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -144,7 +144,7 @@ async fn purge(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<I
     request_body = WhichDeadLetters,
     responses((status = 200, description = "What was done", body = Redriven), Guarded, Reads, Queued),
 )]
-async fn redrive_many(
+async fn redrive_dead_letters(
     State(api): State<Arc<Api>>,
     caller: Caller,
     Document(which): Document<WhichDeadLetters>,
@@ -163,7 +163,7 @@ async fn redrive_many(
     request_body = WhichDeadLetters,
     responses((status = 200, description = "What was done", body = Purged), Guarded, Reads, Queued),
 )]
-async fn purge_many(
+async fn purge_dead_letters(
     State(api): State<Arc<Api>>,
     caller: Caller,
     Document(which): Document<WhichDeadLetters>,
@@ -217,7 +217,7 @@ fn is_about_all(error: &Error) -> bool {
     tag = "queue",
     responses((status = 200, description = "How many", body = QueueDepth), Guarded, Queued),
 )]
-async fn depth(State(api): State<Arc<Api>>, caller: Caller) -> Answer {
+async fn queue_depth(State(api): State<Arc<Api>>, caller: Caller) -> Answer {
     Ok(Json(api.gateway.queue_depth(&caller.context(), None).await?).into_response())
 }
 
@@ -229,6 +229,10 @@ async fn depth(State(api): State<Arc<Api>>, caller: Caller) -> Answer {
     params(("name" = FunctionName, Path)),
     responses((status = 200, description = "How many", body = QueueDepth), Guarded, Queued),
 )]
-async fn depth_of_function(State(api): State<Arc<Api>>, caller: Caller, InPath(name): InPath<FunctionName>) -> Answer {
+async fn function_queue_depth(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    InPath(name): InPath<FunctionName>,
+) -> Answer {
     Ok(Json(api.gateway.queue_depth(&caller.context(), Some(&name)).await?).into_response())
 }

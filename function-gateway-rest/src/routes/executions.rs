@@ -36,16 +36,16 @@ pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
-        .routes(routes!(list))
-        .routes(routes!(read))
-        .routes(routes!(cancel))
-        .routes(routes!(queued))
+        .routes(routes!(executions))
+        .routes(routes!(execution))
+        .routes(routes!(cancel_execution))
+        .routes(routes!(queued_execution))
         .routes(routes!(statistics))
 }
 
 /// Those whose answers are streams.
 pub(super) fn streaming_routes() -> OpenApiRouter<Arc<Api>> {
-    OpenApiRouter::new().routes(routes!(result)).routes(routes!(execution_logs)).routes(routes!(export))
+    OpenApiRouter::new().routes(routes!(execution_result)).routes(routes!(execution_logs)).routes(routes!(export))
 }
 
 /// Which executions.
@@ -101,7 +101,7 @@ impl Filter {
     params(Filter),
     responses((status = 200, description = "A part of the list", body = List<InvocationRecord>), Guarded),
 )]
-async fn list(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQuery<Filter>) -> Answer {
+async fn executions(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQuery<Filter>) -> Answer {
     let filter = query.for_caller(&caller)?;
     let page = page_request(query.limit, query.cursor)?;
     let page = api.gateway.executions(&caller.context(), &filter, &page).await?;
@@ -132,7 +132,7 @@ struct Wait {
         Guarded, Found, Queued,
     ),
 )]
-async fn read(
+async fn execution(
     State(api): State<Arc<Api>>,
     caller: Caller,
     InPath(id): InPath<InvocationId>,
@@ -180,7 +180,7 @@ fn unexpected(waited: &Waited) -> Problem {
         )),
     ),
 )]
-async fn result(
+async fn execution_result(
     State(api): State<Arc<Api>>,
     caller: Caller,
     InPath(id): InPath<InvocationId>,
@@ -203,7 +203,12 @@ async fn result(
         Guarded, Found, Queued,
     ),
 )]
-async fn cancel(State(api): State<Arc<Api>>, caller: Caller, below: Below, InPath(id): InPath<InvocationId>) -> Answer {
+async fn cancel_execution(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    below: Below,
+    InPath(id): InPath<InvocationId>,
+) -> Answer {
     api.gateway.cancel(&caller.context(), id).await?;
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, below.execution(id))]).into_response())
 }
@@ -216,7 +221,7 @@ async fn cancel(State(api): State<Arc<Api>>, caller: Caller, below: Below, InPat
     params(("id" = InvocationId, Path)),
     responses((status = 200, description = "How it stands", body = QueuedDocument), Guarded, Found, Queued),
 )]
-async fn queued(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<InvocationId>) -> Answer {
+async fn queued_execution(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<InvocationId>) -> Answer {
     let queued = api.gateway.queued(&caller.context(), id).await?;
     Ok(Json(QueuedDocument::with_payload(&queued)).into_response())
 }

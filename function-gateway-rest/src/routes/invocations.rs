@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
+use axum::routing::MethodFilter;
 use function_gateway_core::{
     CallContext, Deadline, Error, ErrorKind, FunctionExecutor as _, FunctionRef, InvocationId, InvokeRequest,
     InvokeResponse, Outcome, Receipt, TimedPhase, Timestamp, Waited, call_header, for_one_hop,
@@ -38,6 +39,15 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// So that a function can't make an answer that no client takes.
 const MAX_FAILURE: usize = 512;
 
+/// Methods that make sense for later. Of others, such as `TRACE`, only the one who waits has anything.
+const FOR_LATER: MethodFilter = MethodFilter::GET
+    .or(MethodFilter::HEAD)
+    .or(MethodFilter::OPTIONS)
+    .or(MethodFilter::POST)
+    .or(MethodFilter::PUT)
+    .or(MethodFilter::PATCH)
+    .or(MethodFilter::DELETE);
+
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .routes(routes!(invoke))
@@ -45,9 +55,9 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
         .route("/v1/functions/{name}/http", axum::routing::any(function_url))
         .route("/v1/functions/{name}/http/", axum::routing::any(function_url))
         .route("/v1/functions/{name}/http/{*path}", axum::routing::any(function_url))
-        .route("/v1/functions/{name}/submit/http", axum::routing::any(submit_url))
-        .route("/v1/functions/{name}/submit/http/", axum::routing::any(submit_url))
-        .route("/v1/functions/{name}/submit/http/{*path}", axum::routing::any(submit_url))
+        .route("/v1/functions/{name}/submit/http", axum::routing::on(FOR_LATER, submit_url))
+        .route("/v1/functions/{name}/submit/http/", axum::routing::on(FOR_LATER, submit_url))
+        .route("/v1/functions/{name}/submit/http/{*path}", axum::routing::on(FOR_LATER, submit_url))
 }
 
 /// Those whose answers are documents.
