@@ -538,9 +538,9 @@ impl QueueLimits {
     /// [`ErrorKind::RateLimited`], which names the first limit that is reached.
     pub fn check(&self, of_function: u64, of_tenant: u64, pinned: Option<u64>) -> Result<()> {
         let counts = [
-            ("per_function", self.per_function, Some(of_function)),
-            ("per_tenant", self.per_tenant, Some(of_tenant)),
-            ("pinned", self.pinned, pinned),
+            ("max_per_function", self.per_function, Some(of_function)),
+            ("max_per_tenant", self.per_tenant, Some(of_tenant)),
+            ("max_pinned", self.pinned, pinned),
         ];
         match counts.into_iter().find(|(_, limit, count)| count.is_some_and(|count| count >= *limit)) {
             Some((name, limit, _)) => Err(Self::reached(name, limit)),

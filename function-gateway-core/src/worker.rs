@@ -164,7 +164,7 @@ impl Crew {
             while let Ok(more) = Arc::clone(&self.slots).try_acquire_owned() {
                 free.merge(more);
             }
-            let (busy, per_tenant) = (self.busy(), self.config.per_tenant());
+            let (busy, per_tenant) = self.busy();
             let request = TakeRequest::new(free.num_permits(), HELD).with_per_tenant(per_tenant).without(busy);
             let wait = match self.queue.take(&request).await {
                 Ok(taken) => {
@@ -190,11 +190,13 @@ impl Crew {
         }
     }
 
-    /// Tenants of which as many are executed as may be.
-    fn busy(&self) -> Vec<crate::TenantId> {
+    /// Tenants of which as many are executed as may be, and how many of any other may be taken.
+    fn busy(&self) -> (Vec<crate::TenantId>, usize) {
         let most = self.config.per_tenant();
         let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        tenants.iter().filter(|(_, running)| **running >= most).map(|(tenant, _)| tenant.clone()).collect()
+        let (busy, free): (Vec<_>, Vec<_>) = tenants.iter().partition(|(_, running)| **running >= most);
+        let highest = free.iter().map(|(_, running)| **running).max().unwrap_or_default();
+        (busy.into_iter().map(|(tenant, _)| tenant.clone()).collect(), most - highest)
     }
 
     fn start(&self, item: TakenInvocation, slot: OwnedSemaphorePermit) {

@@ -285,8 +285,9 @@ async fn subscriptions_are_kept_and_guarded_by_their_version() {
     setup.broker.delete(&cx(), &name("s"), Some(updated.version)).await.unwrap();
     assert_eq!(setup.broker.get(&cx(), &name("s")).await.unwrap_err().kind(), ErrorKind::NotFound);
     assert!(setup.broker.publish(&cx(), &event("2", "{}")).await.unwrap().triggered.is_empty());
-    let audit = setup.gateway.audit_log().list(cx().tenant(), &AuditFilter::default(), &PageRequest::default());
-    let changes = audit.await.unwrap().items.iter().filter(|event| event.action == Action::WriteSubscriptions).count();
+    let (cx, filter, page) = (cx(), AuditFilter::default(), PageRequest::default());
+    let audit = setup.gateway.audit_log().list(cx.tenant(), &filter, &page).await.unwrap();
+    let changes = audit.items.iter().filter(|event| event.action == Action::WriteSubscriptions).count();
     assert_eq!(changes, 3);
 }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use function_gateway_core::store::sql::{SqlStore, SqlStoreOptions};
 use function_gateway_core::{
-    Action, ApiKey, ApiKeyId, AuditEvent, CallContext, DriverRef, Function, FunctionId, FunctionKey, FunctionSpec,
-    Generation, InvocationId, InvocationRecord, InvocationState, Principal, ProcessWorkload, Revision, RevisionReason,
-    TenantId, Timestamp,
+    Acceptance, Action, ApiKey, ApiKeyId, AuditEvent, CallContext, DriverRef, Function, FunctionId, FunctionKey,
+    FunctionSpec, Generation, InvocationId, InvocationRecord, InvocationState, InvokeRequest, Principal,
+    ProcessWorkload, Revision, RevisionReason, StoredRequest, Submission, TenantId, Timestamp,
 };
 use sqlx::{Connection as _, MySqlConnection, PgConnection, Row as _, SqliteConnection};
 
@@ -189,7 +189,11 @@ pub(crate) fn tenant() -> TenantId {
 
 /// A function with its first revision.
 pub(crate) fn function(name: &str) -> (Function, Revision) {
-    let key = FunctionKey::new(tenant(), name.parse().unwrap());
+    function_of(tenant(), name)
+}
+
+pub(crate) fn function_of(tenant: TenantId, name: &str) -> (Function, Revision) {
+    let key = FunctionKey::new(tenant, name.parse().unwrap());
     let spec = FunctionSpec::new("local".parse().unwrap(), ProcessWorkload::new("cat"));
     let created = (Timestamp::now(), "ann".parse().unwrap());
     let reason = RevisionReason::Created;
@@ -208,6 +212,57 @@ pub(crate) fn ended(revision: &Revision) -> Arc<InvocationRecord> {
 
 pub(crate) fn running(revision: &Revision) -> Arc<InvocationRecord> {
     Arc::new(InvocationRecord::new(InvocationId::generate(), revision, "bob".parse().unwrap(), Timestamp::now()))
+}
+
+/// An invocation of a function to be accepted, with its record.
+pub(crate) fn acceptance(revision: &Revision) -> Acceptance {
+    let caller = Principal::new(revision.key.tenant.clone(), "bob".parse().unwrap());
+    let request = InvokeRequest::new("payload");
+    let stored = StoredRequest::of(&request).unwrap();
+    let now = Timestamp::now();
+    let submission = Submission::new(InvocationId::generate(), revision, caller, now, stored, "payload".into());
+    let mut record = InvocationRecord::new(submission.id, revision, "bob".parse().unwrap(), now);
+    record.state = InvocationState::Queued;
+    Acceptance::new(Arc::new(submission), Some(Arc::new(record)))
+}
+
+/// How an invocation ends that was accepted with this record.
+pub(crate) fn succeeded(accepted: &Submission, revision: &Revision) -> Arc<InvocationRecord> {
+    let mut record = InvocationRecord::new(accepted.id, revision, "bob".parse().unwrap(), accepted.created_at);
+    record.state = InvocationState::Succeeded;
+    record.finished_at = Some(accepted.created_at.plus(Duration::from_millis(1)));
+    Arc::new(record)
+}
+
+/// Whether what is counted in the queue is what there is, and everything open is found when it is due.
+pub(crate) async fn assert_counted(database: &Database) {
+    let wrong = |name: &str, column: &str, condition: &str| {
+        format!(
+            "SELECT COUNT(*) FROM fg_queue_depth d WHERE {name} AND {column} <> (SELECT COUNT(*) FROM fg_submissions s \
+             WHERE s.tenant = d.tenant AND (d.name = '' OR s.name = d.name) AND {condition})"
+        )
+    };
+    for (column, condition) in [
+        ("open", "s.due_at IS NOT NULL"),
+        ("open", "s.state IN ('waiting', 'leased', 'running')"),
+        ("dead", "s.dead_at IS NOT NULL"),
+        ("dead", "s.state = 'dead'"),
+        ("pinned", "s.pinned IS NOT NULL"),
+    ] {
+        for name in ["d.name = ''", "d.name <> ''"] {
+            assert_eq!(database.number(&wrong(name, column, condition)).await, 0, "{column}: {condition}");
+        }
+    }
+    let hidden = "SELECT COUNT(*) FROM fg_submissions s WHERE s.due_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM \
+                  fg_queue_depth d WHERE d.tenant = s.tenant AND d.name = '' AND d.next_due_at <= s.due_at)";
+    assert_eq!(database.number(hidden).await, 0, "what is due would not be found");
+    let uncounted = "SELECT COUNT(*) FROM fg_submissions s WHERE NOT EXISTS (SELECT 1 FROM fg_queue_depth d \
+                     WHERE d.tenant = s.tenant AND d.name = s.name)";
+    assert_eq!(database.number(uncounted).await, 0);
+    let unrecorded = "SELECT COUNT(*) FROM fg_submissions s JOIN fg_invocations i ON i.id = s.id \
+                      WHERE (s.due_at IS NULL) <> (i.finished_at IS NOT NULL) \
+                      OR (s.state = 'running') <> (i.state = 'running')";
+    assert_eq!(database.number(unrecorded).await, 0, "record and queue tell the same");
 }
 
 /// A key of the tenant's that expires in the year 2100.

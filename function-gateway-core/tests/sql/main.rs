@@ -14,6 +14,8 @@ mod migrations;
 #[cfg(test)]
 mod outlived;
 #[cfg(test)]
+mod queue;
+#[cfg(test)]
 mod recording;
 #[cfg(test)]
 mod sharing;
@@ -30,9 +32,25 @@ mod on_sqlite {
     function_gateway_testkit::document_store_conformance!(opened(Database::sqlite()));
 
     mod queue {
-        use super::{Database, opened};
+        use crate::common::{Database, opened};
+        use crate::queue;
 
         function_gateway_testkit::invocation_queue_conformance!(opened(Database::sqlite()));
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn several_processes_take_each_invocation_once() {
+            queue::several_processes_take_each_invocation_once(Database::sqlite()).await;
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn what_is_counted_is_what_there_is() {
+            queue::what_is_counted_is_what_there_is(Database::sqlite()).await;
+        }
+
+        #[tokio::test]
+        async fn a_take_finds_what_is_due_among_many_tenants_that_have_nothing() {
+            queue::a_take_finds_what_is_due_among_many_tenants_that_have_nothing(Database::sqlite()).await;
+        }
     }
 
     #[tokio::test]
@@ -121,12 +139,31 @@ macro_rules! on_server {
             );
 
             mod queue {
-                use super::{Database, opened};
+                use crate::common::{Database, opened};
+                use crate::queue;
 
                 function_gateway_testkit::invocation_queue_conformance!(
                     #[ignore = $needs]
                     opened($database.await)
                 );
+
+                #[tokio::test(flavor = "multi_thread")]
+                #[ignore = $needs]
+                async fn several_processes_take_each_invocation_once() {
+                    queue::several_processes_take_each_invocation_once($database.await).await;
+                }
+
+                #[tokio::test(flavor = "multi_thread")]
+                #[ignore = $needs]
+                async fn what_is_counted_is_what_there_is() {
+                    queue::what_is_counted_is_what_there_is($database.await).await;
+                }
+
+                #[tokio::test]
+                #[ignore = $needs]
+                async fn a_take_finds_what_is_due_among_many_tenants_that_have_nothing() {
+                    queue::a_take_finds_what_is_due_among_many_tenants_that_have_nothing($database.await).await;
+                }
             }
 
             #[tokio::test]
@@ -230,8 +267,16 @@ macro_rules! on_server {
 
 #[cfg(test)]
 mod on_server {
+    use crate::common::Database;
+
     on_server!(postgres, Database::postgres(), "needs PostgreSQL: cargo xtask test");
     on_server!(mysql, Database::mysql(), "needs MariaDB: cargo xtask test");
+
+    #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "needs PostgreSQL: cargo xtask test"]
+    async fn other_processes_are_told_of_the_queue() {
+        crate::queue::other_processes_are_told(Database::postgres().await).await;
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     #[ignore = "needs PostgreSQL: cargo xtask test"]

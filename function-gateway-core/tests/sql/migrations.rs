@@ -1,14 +1,17 @@
 //! Tables of other versions.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use function_gateway_core::store::sql::SqlStore;
 use function_gateway_core::{
-    Action, ApiKeyState, ApiKeyStore, AuditFilter, AuditLog, Durability, ErrorKind, FunctionFilter, FunctionStore,
-    Generation, InvocationState, InvocationStore, PageRequest, Phase, RecordFilter, StatisticsQuery, Timestamp,
+    Action, ApiKeyState, ApiKeyStore, AuditFilter, AuditLog, DeadLetterFilter, DocumentStore, Due, Durability,
+    ErrorKind, FunctionFilter, FunctionStore, Generation, InvocationQueue, InvocationState, InvocationStore,
+    PageRequest, Phase, Progress, QueueDepth, QueueState, RecordFilter, Settled, Settlement, StatisticsQuery,
+    StoredDocument, TakeRequest, Timestamp, Version,
 };
 
-use crate::common::{Database, ended, event, function, key, open, options, tenant};
+use crate::common::{Database, acceptance, ended, event, function, key, open, options, tenant};
 
 pub(crate) async fn several_processes_open_a_new_database_at_once(database: Database) {
     let url = database.url();
@@ -46,7 +49,7 @@ pub(crate) async fn tables_of_a_later_version_are_used_as_far_as_they_allow(data
 }
 
 /// The tables as each version made them of those of the one before, and rows as its programs wrote them.
-const RELEASED: [([&str; 3], &str); 2] = [
+const RELEASED: [([&str; 3], &str); 3] = [
     (
         [
             include_str!("../../src/store/sql/migrations/sqlite/0001.sql"),
@@ -62,6 +65,14 @@ const RELEASED: [([&str; 3], &str); 2] = [
             include_str!("../../src/store/sql/migrations/mysql/0002.sql"),
         ],
         include_str!("released/0002.sql"),
+    ),
+    (
+        [
+            include_str!("../../src/store/sql/migrations/sqlite/0003.sql"),
+            include_str!("../../src/store/sql/migrations/postgres/0003.sql"),
+            include_str!("../../src/store/sql/migrations/mysql/0003.sql"),
+        ],
+        include_str!("released/0003.sql"),
     ),
 ];
 
@@ -87,6 +98,9 @@ pub(crate) async fn every_released_version_is_brought_up_to_date_with_its_data(n
         reads_what_was_written(&store).await;
         if version >= 2 {
             reads_keys_and_events(&store).await;
+        }
+        if version >= 3 {
+            reads_queue_and_documents(&store).await;
         }
         goes_on_with_it(&store, version).await;
         assert_eq!(database.number("SELECT version FROM fg_schema").await, 3);
@@ -145,6 +159,32 @@ async fn reads_keys_and_events(store: &SqlStore) {
     assert_eq!((event.action, event.key, event.allowed), (Action::RevokeKey, Some(revoked.id), false));
 }
 
+async fn reads_queue_and_documents(store: &SqlStore) {
+    let tenant = tenant();
+    let page = store.dead_letters(&tenant, &DeadLetterFilter::default(), &PageRequest::default()).await.unwrap();
+    assert_eq!((page.items.len(), page.unreadable.len()), (1, 0), "{page:?}");
+    let dead = store.queued(&tenant, page.items[0].submission.id).await.unwrap().unwrap();
+    assert_eq!((dead.state, dead.attempts, dead.progress.attempts[0].status), (QueueState::Dead, 1, Some(500)));
+    assert_eq!((&*dead.submission.payload, dead.submission.request.method.as_str()), (&b"hello"[..], "POST"));
+    assert_eq!(dead.progress.answer.as_ref().unwrap().body.as_deref(), Some(&b"sorry"[..]));
+
+    let taken = store.take(&TakeRequest::new(10, Duration::from_secs(60))).await.unwrap();
+    let [running] = taken.items.as_slice() else { panic!("{taken:?}") };
+    let invocation = &running.invocation;
+    assert_eq!((invocation.state, invocation.attempts, running.repeatable), (QueueState::Running, 1, true));
+    assert_eq!(invocation.submission.idempotency.as_ref().unwrap().key, "it's");
+    let submission = &invocation.submission;
+    assert_eq!(store.pinned(submission.function, Generation::FIRST).await.unwrap(), 1);
+    let record = InvocationStore::get(store, &tenant, submission.id).await.unwrap().unwrap();
+    assert_eq!((record.state, record.attempts), (InvocationState::Running, 0));
+    let again = Settlement::new(Settled::Again { due: Due::Now, attempts: 1 }, Progress::default());
+    store.settle(&running.lease, again).await.unwrap();
+    assert_eq!(store.depth(&tenant, Some(&submission.key.name)).await.unwrap(), QueueDepth::new(1, 1));
+
+    let document = store.document(&tenant, "subscription", "s-1").await.unwrap().unwrap();
+    assert_eq!((document.version, document.content.as_str()), (Version::FIRST, r#"{"it": "holds"}"#));
+}
+
 async fn goes_on_with_it(store: &SqlStore, version: usize) {
     let (function, revision) = function("another");
     store.create(&function, &revision).await.unwrap();
@@ -155,7 +195,7 @@ async fn goes_on_with_it(store: &SqlStore, version: usize) {
     assert_eq!(updated.version, current.version.next());
     let page =
         InvocationStore::list(store, &tenant(), &RecordFilter::default(), &PageRequest::default()).await.unwrap();
-    assert_eq!(page.items.len(), 2);
+    assert_eq!(page.items.len(), if version >= 3 { 3 } else { 2 });
 
     let key = key(Timestamp::now());
     store.add_key(&key).await.unwrap();
@@ -165,4 +205,12 @@ async fn goes_on_with_it(store: &SqlStore, version: usize) {
     assert_eq!((page.items.len(), page.items[0].as_ref()), (keys, &key));
     let page = AuditLog::list(store, &tenant(), &AuditFilter::all(), &PageRequest::default()).await.unwrap();
     assert_eq!(page.items.len(), events);
+
+    let lease = Duration::from_secs(60);
+    store.accept(acceptance(&revision)).await.unwrap();
+    let open = store.depth(&tenant(), None).await.unwrap().open;
+    assert_eq!(open, if version >= 3 { 2 } else { 1 });
+    assert_eq!(store.take(&TakeRequest::new(10, lease)).await.unwrap().items.len() as u64, open);
+    let document = StoredDocument::new(tenant(), "subscription", "s-2", "{}");
+    assert_eq!(store.put_document(&document, None).await.unwrap(), document);
 }

@@ -433,8 +433,11 @@ pub async fn each_limit_refuses_and_names_itself(store: Store) {
 
     let mut no_pins = QueueLimits::NONE;
     no_pins.pinned = 1;
-    let cases =
-        [("per_function", QueueLimits::new(1, 10)), ("per_tenant", QueueLimits::new(10, 2)), ("pinned", no_pins)];
+    let cases = [
+        ("max_per_function", QueueLimits::new(1, 10)),
+        ("max_per_tenant", QueueLimits::new(10, 2)),
+        ("max_pinned", no_pins),
+    ];
     for (name, limits) in cases {
         let mut submission = a.submission();
         submission.pinned = true;

@@ -349,6 +349,7 @@ impl Queue {
         let mut items = Vec::new();
         let mut counts: HashMap<TenantId, usize> = HashMap::default();
         let mut had_enough = Vec::new();
+        let unwanted: Vec<_> = request.without.iter().filter(|tenant| self.ready.remove(*tenant)).cloned().collect();
         while items.len() < request.limit
             && let Some(tenant) = self.next_in_turn()
         {
@@ -367,6 +368,7 @@ impl Queue {
             true => self.later.first().map(|(at, _)| at.since(now)),
             false => Some(Duration::ZERO),
         };
+        self.ready.extend(unwanted);
         Taken::new(items, next_due)
     }
 
@@ -427,7 +429,7 @@ impl Queue {
         records: &mut Records,
         now: Timestamp,
     ) -> Result<()> {
-        let Settlement { settled, progress, followers } = settlement;
+        let Settlement { settled, progress, followers, free_key } = settlement;
         followers.iter().filter_map(|follower| follower.record.as_deref()).try_for_each(check_begin)?;
         if let Settled::Ended { record: Some(record), .. } = &settled {
             check_finish(record)?;
@@ -436,6 +438,9 @@ impl Queue {
         let recorded = item.recorded;
         let invocation = Arc::make_mut(&mut item.invocation);
         invocation.progress = progress;
+        if free_key {
+            Arc::make_mut(&mut invocation.submission).idempotency = None;
+        }
         match settled {
             Settled::Again { due, attempts } => {
                 invocation.state = QueueState::Waiting;

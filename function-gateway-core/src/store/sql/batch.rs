@@ -134,10 +134,6 @@ impl Encoded {
         Ok(Self { change, id: record.id.to_string(), record, document })
     }
 
-    pub(super) fn id(&self) -> &str {
-        &self.id
-    }
-
     fn bytes(&self) -> usize {
         self.document.len() + kept_bytes(&self.record)
     }
