@@ -93,6 +93,8 @@ pub trait FunctionExecutor: std::fmt::Debug + Send + Sync + 'static {
 
     /// Reads the record of an execution.
     ///
+    /// Whoever submitted it may, and else whoever may read executions.
+    ///
     /// # Errors
     /// [`ErrorKind::NotFound`] where the caller's tenant has none of this id.
     async fn execution(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<InvocationRecord>>;
@@ -238,8 +240,12 @@ impl FunctionExecutor for Gateway {
         if request.idempotency_key.is_some() {
             let _in_flight = host.lifetime.tasks.token();
             let once = Box::pin(self.host.invoke_once(&cx.clone().for_invocation(id), function, request)).await;
-            return once
-                .map_err(|error| error.with_operation("invoke").with_context("function", function.name().as_str()));
+            return once.map_err(|error| {
+                error
+                    .with_operation("invoke")
+                    .with_context("function", function.name().as_str())
+                    .with_context("invocation", id.to_string())
+            });
         }
         // Taken before it is asked whether the gateway is open, so that a shutdown waits for whatever is let in.
         let in_flight = host.lifetime.tasks.token();
@@ -288,10 +294,7 @@ impl FunctionExecutor for Gateway {
     }
 
     async fn execution(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<InvocationRecord>> {
-        let record = self.host.invocations.get(cx.tenant(), id).await?;
-        let name = record.as_ref().map(|record| (&record.key.name, Some(&record.owner)));
-        self.host.authorize(cx, Action::ReadExecutions, name).await?;
-        record.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no execution {id}")))
+        self.host.recorded(cx, id).await
     }
 
     async fn execution_logs(

@@ -14,11 +14,11 @@ use crate::queue::{not_dead, not_queued, read_headers};
 use crate::route::Serving;
 use crate::worker::Claim;
 use crate::{
-    Acceptance, Accepted, Action, AsyncPolicy, CallContext, Cancelling, DeadLetterFilter, Delivery, Due, Error,
-    ErrorClass, ErrorKind, EventRef, Failure, FunctionId, FunctionKey, FunctionName, FunctionRef, Gateway, Generation,
-    IdempotencyKey, InvocationId, InvocationQueue, InvocationRecord, InvocationState, InvokeRequest, InvokeResponse,
-    Origin, Page, PageRequest, Principal, Progress, QueueDepth, QueueLimits, QueueState, QueuedInvocation, Result,
-    Retry, Revision, Sequence, StoredAnswer, StoredRequest, Submission, Violation, Work,
+    Acceptance, Accepted, Action, AsyncPolicy, CallContext, CallState, Cancelling, DeadLetterFilter, Delivery, Due,
+    Error, ErrorClass, ErrorKind, EventRef, Failure, FunctionId, FunctionKey, FunctionName, FunctionRef, Gateway,
+    Generation, IdempotencyKey, InvocationId, InvocationQueue, InvocationRecord, InvocationState, InvokeRequest,
+    InvokeResponse, Origin, Page, PageRequest, Principal, Progress, QueueDepth, QueueLimits, QueueState,
+    QueuedInvocation, Result, Retry, Revision, Sequence, StoredAnswer, StoredRequest, Submission, Violation, Work,
 };
 
 /// How an invocation is submitted. Everything has a default.
@@ -210,6 +210,16 @@ impl Host {
         let action = if is_own { Action::Invoke } else { Action::ReadExecutions };
         self.authorize(cx, action, Some((&found.submission.key.name, None))).await?;
         Ok(Some(found))
+    }
+
+    /// Reads the record of an execution, for the one who submitted it, or else for whoever may read executions.
+    pub(crate) async fn recorded(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<InvocationRecord>> {
+        let record = self.invocations.get(cx.tenant(), id).await?;
+        let is_own = |record: &InvocationRecord| record.lineage.is_some() && record.caller == cx.principal().id;
+        let action = if record.as_deref().is_some_and(is_own) { Action::Invoke } else { Action::ReadExecutions };
+        let name = record.as_ref().map(|record| (&record.key.name, Some(&record.owner)));
+        self.authorize(cx, action, name).await?;
+        record.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no execution {id}")))
     }
 
     /// Lets an invocation in as far as it can be looked at before it is executed.
@@ -411,11 +421,7 @@ impl Host {
         const FIRST: Duration = Duration::from_millis(50);
         const MOST: Duration = Duration::from_secs(1);
         let mut endings = self.queue()?.endings();
-        let own = self.own_queued(cx, id).await?;
-        if own.is_none() {
-            // It is kept no longer, or never was in the queue: what is left is its record.
-            self.authorize(cx, Action::ReadExecutions, None).await?;
-        }
+        self.recorded(cx, id).await?;
         let until = tokio::time::Instant::now() + patience;
         let mut pause = FIRST;
         loop {
@@ -440,8 +446,8 @@ impl Host {
     /// The kept answer of an invocation that has ended.
     pub(crate) async fn result(&self, cx: &CallContext, id: InvocationId) -> Result<InvokeResponse> {
         let Some(found) = self.own_queued(cx, id).await? else {
-            self.authorize(cx, Action::ReadExecutions, None).await?;
-            let record = self.invocations.get(cx.tenant(), id).await?.ok_or_else(|| not_queued(id))?;
+            // It is kept no longer, or never was in the queue: what is left is its record.
+            let record = self.recorded(cx, id).await?;
             return Err(match record.state.is_final() {
                 true => not_kept(id),
                 false => in_progress(id),
@@ -585,9 +591,12 @@ fn replayed(known: &QueuedInvocation) -> Result<InvokeResponse> {
         });
     };
     let Some(body) = &answer.body else { return Err(not_kept(id)) };
-    read_answer(answer, body).ok_or_else(|| {
+    let mut response = read_answer(answer, body).ok_or_else(|| {
         Error::new(ErrorKind::Store, "the kept answer can't be read").with_context("invocation", id.to_string())
-    })
+    })?;
+    // Whose answer it is. Of its figures and its log the record tells.
+    response.call = Some(Arc::new(CallState::new(id, known.submission.created_at, 0)));
+    Ok(response)
 }
 
 fn read_answer(answer: &StoredAnswer, body: &Bytes) -> Option<InvokeResponse> {

@@ -230,13 +230,14 @@ impl RestApiBuilder {
 }
 
 /// Headers of answers that scripts of other origins may read.
-pub(crate) const EXPOSED_HEADERS: [HeaderName; 9] = [
+pub(crate) const EXPOSED_HEADERS: [HeaderName; 10] = [
     http::header::ETAG,
     http::header::LOCATION,
     http::header::RETRY_AFTER,
     HeaderName::from_static("server-timing"),
     crate::envelope::REQUEST_ID,
     crate::problem::ANSWERED_BY,
+    crate::routes::PREFERENCE_APPLIED,
     crate::routes::invocations::INVOCATION_ID,
     crate::routes::invocations::OUTCOME,
     crate::routes::invocations::FAILURE,

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use function_gateway_core::{
-    ApiKey, ApiKeyId, AuditEvent, AuditEventId, Condition, DriverCapabilities, DriverInfo, DriverName, Function,
-    FunctionId, FunctionName, FunctionSpec, Generation, LogLine, Page, Phase, Principal, PrincipalId, Protocol,
-    Revision, RevisionReason, RevisionState, RouteEntry, Scope, TenantId, Timestamp, Version, Violation,
+    ApiKey, ApiKeyId, AsyncPolicy, Attempt, AuditEvent, AuditEventId, Condition, DriverCapabilities, DriverInfo,
+    DriverName, Error, ErrorKind, Failure, Function, FunctionId, FunctionName, FunctionSpec, Generation, InvocationId,
+    KeptBytes, Lineage, LogLine, Origin, Page, Phase, Principal, PrincipalId, Protocol, QueueState, QueuedInvocation,
+    Receipt, Revision, RevisionReason, RevisionState, RouteEntry, Scope, Submission, TenantId, Timestamp,
+    UnreadableRow, Version, Violation, Work,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -312,6 +314,268 @@ pub(crate) struct LimitsDocument {
     pub(crate) default_wait_ms: u64,
     /// The time between two parts of what is uploaded, in milliseconds.
     pub(crate) upload_idle_ms: u64,
+    /// The limits of what is submitted for later, or sent under an idempotency key.
+    pub(crate) queue: QueueLimitsDocument,
+}
+
+/// The limits of what is submitted for later, or sent under an idempotency key.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = QueueLimits)]
+pub(crate) struct QueueLimitsDocument {
+    /// The most executions of a function that have not ended.
+    pub(crate) max_per_function: u64,
+    /// The most executions of the tenant that have not ended.
+    pub(crate) max_per_tenant: u64,
+    /// The most executions of a function that are pinned to a generation and have not ended.
+    pub(crate) max_pinned: u64,
+    /// The largest payload, where the function's own limit is not lower, in bytes.
+    pub(crate) max_payload_bytes: u64,
+    /// The largest result that is kept, in bytes.
+    pub(crate) max_result_bytes: u64,
+    /// How long payload, result and key are kept after the end, in milliseconds.
+    pub(crate) keep_ms: u64,
+    /// How far in the future an execution may be due, in milliseconds.
+    pub(crate) max_delay_ms: u64,
+    /// How long a request may wait for the end of an execution, in milliseconds.
+    pub(crate) max_wait_ms: u64,
+}
+
+/// An execution that was accepted for later.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Accepted {
+    /// The execution.
+    id: InvocationId,
+    /// The path of its state, which can be waited at: `?wait_ms=30000`.
+    status_url: String,
+    /// The path of what the function answers, once it has.
+    result_url: String,
+    /// Whether it was accepted before, under the same idempotency key.
+    repeated: bool,
+}
+
+impl Accepted {
+    pub(crate) fn new(receipt: Receipt, status_url: String) -> Self {
+        let result_url = format!("{status_url}/result");
+        Self { id: receipt.id, status_url, result_url, repeated: receipt.is_repeated }
+    }
+}
+
+/// An execution that was submitted, as it stands in the queue.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = QueuedExecution)]
+pub(crate) struct QueuedDocument {
+    /// The execution.
+    id: InvocationId,
+    /// The function's name.
+    function: FunctionName,
+    /// The function. Another one that bears its name later is not meant.
+    function_id: FunctionId,
+    /// The generation that served when it was accepted.
+    generation: Generation,
+    /// Whether that generation is to execute it, whichever serves by then.
+    pinned: bool,
+    /// How far it is.
+    state: QueueState,
+    /// Who called.
+    caller: PrincipalId,
+    /// Where it came from.
+    origin: Origin,
+    /// What it is a consequence of.
+    lineage: Lineage,
+    /// When it was accepted.
+    created_at: Timestamp,
+    /// When it is executed next, at the earliest; absent once it has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    due_at: Option<Timestamp>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended_at: Option<Timestamp>,
+    /// Until when payload and answer are kept; absent as long as they are kept without end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<Timestamp>,
+    /// Whether it is to end.
+    cancel_requested: bool,
+    /// By what a second one is told to be the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<String>,
+    /// How it is tried, where that is not what the function's specification says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<AsyncPolicy>,
+    /// Functions that get the same payload after this one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    then: Vec<FunctionName>,
+    /// The address that is told of the end of another execution, where that is what is to be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    callback_url: Option<String>,
+    /// The request, but for its headers, which may hold credentials.
+    request: QueuedRequest,
+    /// The payload; absent in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<KeptBytes>,
+    /// How many attempts were begun.
+    attempts: u32,
+    /// Those that have ended, in their order; of many the last ones.
+    history: Vec<Attempt>,
+    /// Why it has failed, or has not come to its end yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<Failure>,
+    /// What the last attempt answered, but for the result itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer: Option<QueuedAnswer>,
+    /// The execution that repeats it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redriven_as: Option<InvocationId>,
+}
+
+/// What the function is asked.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct QueuedRequest {
+    /// The method.
+    method: String,
+    /// The path below the function.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    path: String,
+    /// The query, without `?`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    query: Option<String>,
+}
+
+/// What the function answered.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct QueuedAnswer {
+    /// The status.
+    status: u16,
+    /// The type of the result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_type: Option<String>,
+}
+
+impl QueuedDocument {
+    /// Without its payload.
+    pub(crate) fn new(queued: &QueuedInvocation) -> Self {
+        let Submission { key, request, work, principal, idempotency, sequence, .. } = &*queued.submission;
+        let (submission, progress) = (&queued.submission, &queued.progress);
+        Self {
+            id: submission.id,
+            function: key.name.clone(),
+            function_id: submission.function,
+            generation: submission.generation,
+            pinned: submission.pinned,
+            state: queued.state,
+            caller: principal.id.clone(),
+            origin: submission.origin,
+            lineage: submission.lineage.clone(),
+            created_at: submission.created_at,
+            due_at: queued.due_at,
+            ended_at: queued.ended_at,
+            expires_at: queued.expires_at,
+            cancel_requested: queued.cancel_requested,
+            idempotency_key: idempotency.as_ref().map(|idempotency| idempotency.key.clone()),
+            policy: submission.policy.clone(),
+            then: sequence.as_ref().map(|sequence| sequence.next.clone()).unwrap_or_default(),
+            callback_url: match work {
+                Work::Callback { url, .. } => Some(url.clone()),
+                _ => None,
+            },
+            request: QueuedRequest {
+                method: request.method.clone(),
+                path: request.path.clone(),
+                query: request.query.clone(),
+            },
+            payload: None,
+            attempts: queued.attempts,
+            history: progress.attempts.clone(),
+            failure: progress.failure.clone(),
+            answer: progress
+                .answer
+                .as_ref()
+                .map(|answer| QueuedAnswer { status: answer.status, content_type: content_type(&answer.headers) }),
+            redriven_as: progress.redriven_as,
+        }
+    }
+
+    pub(crate) fn with_payload(queued: &QueuedInvocation) -> Self {
+        let submission = &queued.submission;
+        let mut payload = KeptBytes::cut(submission.payload.clone(), submission.payload.len());
+        payload.content_type = content_type(&submission.request.headers);
+        Self { payload: Some(payload), ..Self::new(queued) }
+    }
+}
+
+fn content_type(headers: &[(String, String)]) -> Option<String> {
+    let found = headers.iter().find(|(name, _)| name == http::header::CONTENT_TYPE.as_str());
+    found.map(|(_, value)| value.clone())
+}
+
+/// A part of the list of dead letters.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WhichDeadLetters {
+    /// Those of the function of this name; of all functions where it is absent.
+    #[serde(default)]
+    pub(crate) function: Option<FunctionName>,
+    /// How many at most: 1 to 1,000. Default: 100.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 1000)]
+    pub(crate) limit: Option<usize>,
+    /// Where the list goes on: `next` of the part before.
+    #[serde(default)]
+    pub(crate) cursor: Option<String>,
+}
+
+/// What became of dead letters that were to be executed again.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Redriven {
+    /// Those that are.
+    pub(crate) redriven: Vec<RedrivenOne>,
+    /// Those that are not, and why.
+    pub(crate) failed: Vec<NotDone>,
+    /// The `cursor` with which the list goes on; absent at its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) next: Option<String>,
+}
+
+/// A dead letter that is executed again.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct RedrivenOne {
+    /// The dead one.
+    pub(crate) id: InvocationId,
+    /// The execution that repeats it.
+    pub(crate) redriven_as: InvocationId,
+}
+
+/// What became of dead letters that were to be forgotten.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Purged {
+    /// Those that are.
+    pub(crate) purged: Vec<InvocationId>,
+    /// Those that are not, and why.
+    pub(crate) failed: Vec<NotDone>,
+    /// The `cursor` with which the list goes on; absent at its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) next: Option<String>,
+}
+
+/// A dead letter of which nothing has become.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct NotDone {
+    /// The dead letter.
+    id: String,
+    /// The code of the error.
+    code: &'static str,
+    /// What went wrong.
+    detail: String,
+}
+
+impl NotDone {
+    pub(crate) fn new(id: InvocationId, error: &Error) -> Self {
+        Self { id: id.to_string(), code: error.kind().code(), detail: error.message().to_owned() }
+    }
+
+    /// One that can't be read.
+    pub(crate) fn unreadable(row: UnreadableRow) -> Self {
+        Self { id: row.id, code: ErrorKind::Store.code(), detail: row.reason }
+    }
 }
 
 /// Who calls.

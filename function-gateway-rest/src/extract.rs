@@ -1,11 +1,13 @@
 //! What handlers take from a request, each with a problem document where it is not right.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, OriginalUri, Path, Request};
 use function_gateway_core::{
-    CallContext, Deadline, Error, ErrorKind, Principal, PrincipalId, Result as CoreResult, TraceParent, Violation,
+    CallContext, Deadline, Error, ErrorKind, InvocationId, Principal, PrincipalId, Result as CoreResult, TraceParent,
+    Violation,
 };
 use http::header::{self, HeaderName};
 use http::request::Parts;
@@ -41,26 +43,38 @@ impl Caller {
         }
     }
 
-    /// The context of a change, for as long as the caller wants to wait for it (`Prefer`, RFC 7240).
+    /// The context of a change, for as long as the caller wants to wait for it: not at all with `respond-async` alone. Both
+    /// preferences together are what `wait` says (RFC 7240, section 4.3).
     pub(crate) fn context_of_change(&self, headers: &HeaderMap) -> CallContext {
-        match wait(headers) {
+        let Preferences { wait, respond_async } = Preferences::of(headers);
+        match wait.or(respond_async.then_some(Duration::ZERO)) {
             Some(wait) => self.context().with_deadline(Deadline::after(wait)),
             None => self.context(),
         }
     }
 }
 
-/// How long the caller wants to wait: `Prefer: wait=5`, in seconds, or `respond-async` for not at all. Both together are what the
-/// first one says (RFC 7240, section 4.3), and what is no preference is left out (section 2).
-fn wait(headers: &HeaderMap) -> Option<Duration> {
-    let values = headers.get_all(HeaderName::from_static("prefer")).iter().filter_map(|value| value.to_str().ok());
-    let preferences: Vec<&str> = values.flat_map(|value| value.split([',', ';'])).map(str::trim).collect();
-    let seconds = preferences.iter().find_map(|preference| {
-        let (name, seconds) = preference.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("wait").then(|| seconds.trim().trim_matches('"').parse::<u32>().ok())?
-    });
-    let is_async = preferences.iter().any(|preference| preference.eq_ignore_ascii_case("respond-async"));
-    seconds.map(|seconds| Duration::from_secs(seconds.into())).or(is_async.then_some(Duration::ZERO))
+/// What the caller prefers (`Prefer`, RFC 7240).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Preferences {
+    /// How long to wait: `wait=5`, in seconds.
+    pub(crate) wait: Option<Duration>,
+    /// Not to wait for the end: `respond-async`.
+    pub(crate) respond_async: bool,
+}
+
+impl Preferences {
+    /// What is no preference is left out (RFC 7240, section 2).
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let values = headers.get_all(HeaderName::from_static("prefer")).iter().filter_map(|value| value.to_str().ok());
+        let preferences: Vec<&str> = values.flat_map(|value| value.split([',', ';'])).map(str::trim).collect();
+        let seconds = preferences.iter().find_map(|preference| {
+            let (name, seconds) = preference.split_once('=')?;
+            name.trim().eq_ignore_ascii_case("wait").then(|| seconds.trim().trim_matches('"').parse::<u32>().ok())?
+        });
+        let respond_async = preferences.iter().any(|preference| preference.eq_ignore_ascii_case("respond-async"));
+        Self { wait: seconds.map(|seconds| Duration::from_secs(seconds.into())), respond_async }
+    }
 }
 
 impl FromRequestParts<Arc<Api>> for Caller {
@@ -107,6 +121,26 @@ pub(crate) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Pro
     Error::new(ErrorKind::InvalidArgument, message).into()
 }
 
+/// What comes before the path of a route, where the router is mounted below another one.
+#[derive(Debug)]
+pub(crate) struct Below(String);
+
+impl Below {
+    /// The path of an execution, for clients.
+    pub(crate) fn execution(&self, id: InvocationId) -> String {
+        format!("{}/v1/executions/{id}", self.0)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Below {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let original = parts.extensions.get::<OriginalUri>().map_or_else(|| parts.uri.path(), |uri| uri.path());
+        Ok(Self(original.strip_suffix(parts.uri.path()).unwrap_or_default().to_owned()))
+    }
+}
+
 /// What stands in the path.
 #[derive(Debug)]
 pub(crate) struct InPath<T>(pub(crate) T);
@@ -148,7 +182,9 @@ impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Document<T> {
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
         let bytes = document_bytes(request, api, "application/json").await?;
-        read_json(&bytes, ErrorKind::InvalidArgument).map(Self)
+        // First as an object: a list of the values of its fields would do for serde, and an empty one where all may be absent.
+        let fields: serde_json::Map<_, _> = read_json(&bytes, ErrorKind::InvalidArgument)?;
+        read_value(fields.into(), ErrorKind::InvalidArgument, "").map(Self)
     }
 }
 

@@ -8,7 +8,7 @@ use utoipa::openapi::OpenApi;
 use crate::responses;
 
 /// Schemas of what clients send, in which a field that is not known is an error.
-const CLOSED: [&str; 9] = [
+const CLOSED: [&str; 10] = [
     "FunctionSpec",
     "ProcessWorkload",
     "ImageWorkload",
@@ -18,6 +18,7 @@ const CLOSED: [&str; 9] = [
     "Scale",
     "RetryPolicy",
     "RecordPolicy",
+    "AsyncPolicy",
 ];
 
 const DESCRIPTION: &str = "Create, execute and list functions, whichever engine runs them.\n\n\
@@ -99,24 +100,42 @@ fn close(document: &mut Value) {
     }
 }
 
-/// The function's own URL has every method, which no route can say of itself.
+/// The function's own URL has every method, at once and for later, which no route can say of itself.
 fn function_url(document: &mut Value) {
-    let invocation = document.pointer("/paths/~1v1~1functions~1{name}~1invocations/post").cloned().unwrap_or_default();
-    let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) else { return };
+    let own = "The function's own URL: method, path, query, headers and body pass as they came";
+    for (route, path, id, summary) in [
+        ("invocations", "http", "function_url", format!("{own}.")),
+        ("submit", "submit/http", "submit_function_url", format!("{own}, for later.")),
+    ] {
+        let pointer = format!("/paths/~1v1~1functions~1{{name}}~1{route}/post");
+        let operation = document.pointer(&pointer).cloned().unwrap_or_default();
+        let item = every_method(&operation, id, &summary);
+        let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) else { return };
+        paths.insert(format!("/v1/functions/{{name}}/{path}/{{path}}"), item.into());
+    }
+}
+
+/// What is the function's own at its URL, and not the gateway's.
+const FUNCTIONS_OWN: [&str; 2] = ["Prefer", "Idempotency-Key"];
+
+fn every_method(operation: &Value, id: &str, summary: &str) -> serde_json::Map<String, Value> {
     let mut item = serde_json::Map::new();
     for method in ["get", "put", "post", "delete", "options", "head", "patch"] {
-        let mut operation = invocation.clone();
-        let Some(fields) = operation.as_object_mut() else { return };
-        fields.insert("operationId".into(), format!("function_url_{method}").into());
-        fields.insert(
-            "summary".into(),
-            "The function's own URL: method, path, query, headers and body pass as they came.".into(),
-        );
+        let mut operation = operation.clone();
+        let Some(fields) = operation.as_object_mut() else { break };
+        fields.insert("operationId".into(), format!("{id}_{method}").into());
+        fields.insert("summary".into(), summary.into());
         fields.remove("description");
         if !matches!(method, "put" | "post" | "patch") {
             fields.remove("requestBody");
         }
+        let is_at_once = id == "function_url";
+        if is_at_once && let Some(responses) = fields.get_mut("responses").and_then(Value::as_object_mut) {
+            responses.remove("202");
+        }
         if let Some(parameters) = fields.get_mut("parameters").and_then(Value::as_array_mut) {
+            let is_own = |name: &Value| FUNCTIONS_OWN.iter().any(|own| name == own);
+            parameters.retain(|parameter| !is_at_once || parameter.get("name").is_none_or(|name| !is_own(name)));
             parameters.insert(
                 1,
                 json!({"name": "path", "in": "path", "required": true, "schema": {"type": "string"},
@@ -125,5 +144,5 @@ fn function_url(document: &mut Value) {
         }
         item.insert(method.into(), operation);
     }
-    paths.insert("/v1/functions/{name}/http/{path}".into(), item.into());
+    item
 }

@@ -15,7 +15,7 @@ pub(crate) const ANSWERED_BY: HeaderName = HeaderName::from_static("x-function-a
 /// What a type begins with; the code follows.
 const TYPE: &str = "urn:function-gateway:error:";
 /// After how long to try again where the error itself does not say.
-const RETRY_AFTER_SECONDS: u64 = 1;
+pub(crate) const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// What went wrong with a request.
 #[derive(Debug, Clone)]
@@ -151,7 +151,8 @@ impl From<Error> for Problem {
         let mut headers = HeaderMap::new();
         let status = StatusCode::from_u16(kind.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let is_for_now = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
-        if is_for_now && error.retry() != Retry::Never {
+        let may_come_again = is_for_now || kind == ErrorKind::InProgress;
+        if may_come_again && error.retry() != Retry::Never {
             let seconds = error.retry_after().map_or(RETRY_AFTER_SECONDS, |after| {
                 after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(RETRY_AFTER_SECONDS)
             });
@@ -215,6 +216,8 @@ mod tests {
             (ErrorKind::RateLimited, Some(Duration::from_millis(1500)), Some("2")),
             (ErrorKind::RateLimited, Some(Duration::from_millis(3)), Some("1")),
             (ErrorKind::ShuttingDown, None, Some("1")),
+            (ErrorKind::InProgress, None, Some("1")),
+            (ErrorKind::Conflict, None, None),
             (ErrorKind::NotFound, None, None),
         ] {
             let mut error = Error::new(kind, "x");

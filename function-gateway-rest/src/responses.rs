@@ -51,6 +51,18 @@ problems! {
         "412" "It is not in the state that was made a condition",
         "502" "The engine answered what it must not",
         "504" "The engine took too long";
+    /// What an operation that submits an execution may answer.
+    Submits:
+        "408" "The body did not come in time",
+        "409" "There is an execution of the id already",
+        "413" "The payload is larger than the limit that the answer names",
+        "422" "The payload is not what the function takes; or something else was sent under the key",
+        "429" "A limit is reached, which the answer names; `Retry-After` says when to come again",
+        "501" "This gateway has no queue; or the name has an alias, which are reserved",
+        "504" "It could not be accepted in the caller's time";
+    /// What an operation on the queue may answer.
+    Queued:
+        "501" "This gateway has no queue";
     /// What an operation that not every driver offers may answer.
     Optional:
         "501" "The driver does not offer this",

@@ -1,12 +1,14 @@
 //! The routes: one module for each kind of thing.
 
 mod access;
+mod dead_letters;
 mod etag;
 mod executions;
 mod functions;
 pub(crate) mod invocations;
 mod logs;
 mod service;
+mod steering;
 
 use std::sync::{Arc, LazyLock};
 
@@ -22,6 +24,8 @@ use crate::envelope::envelope;
 use crate::openapi;
 use crate::problem::Problem;
 
+pub(crate) use steering::PREFERENCE_APPLIED;
+
 /// Documents that are smaller are not worth compressing.
 const COMPRESS_ABOVE: u16 = 1024;
 
@@ -31,6 +35,7 @@ fn documents() -> OpenApiRouter<Arc<Api>> {
         .merge(functions::routes())
         .merge(invocations::document_routes())
         .merge(executions::routes())
+        .merge(dead_letters::routes())
         .merge(access::routes())
         .merge(service::routes())
 }

@@ -17,3 +17,15 @@ fn the_description_is_the_golden_file() {
         "openapi.json is out of date: run this test with UPDATE_GOLDEN=1 and look at what changes"
     );
 }
+
+#[test]
+fn no_two_operations_have_one_name() {
+    let document: serde_json::Value = serde_json::from_str(function_gateway_rest::openapi_json()).unwrap();
+    let items = document["paths"].as_object().unwrap().values();
+    let operations = items.flat_map(|item| item.as_object().unwrap().values());
+    let mut names: Vec<_> = operations.map(|operation| operation["operationId"].as_str().unwrap()).collect();
+    names.sort_unstable();
+    let count = names.len();
+    names.dedup();
+    assert_eq!(names.len(), count);
+}

@@ -7,35 +7,45 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use function_gateway_core::{
-    ErrorClass, FunctionExecutor as _, FunctionExecutorExt as _, FunctionId, FunctionName, InvocationId,
-    InvocationRecord, InvocationState, PrincipalId, RecordFilter, Statistics, StatisticsQuery, Timestamp,
+    Error, ErrorClass, ErrorKind, FunctionExecutor as _, FunctionExecutorExt as _, FunctionId, FunctionName,
+    InvocationId, InvocationRecord, InvocationState, PrincipalId, QueueManager as _, RecordFilter, Statistics,
+    StatisticsQuery, Timestamp, Waited,
 };
 use futures_util::StreamExt as _;
-use http::HeaderMap;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, StatusCode};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::invocations::{answered, of_execution};
 use super::logs;
 use crate::api::Api;
-use crate::document::List;
-use crate::extract::{Caller, InPath, InQuery, labels, page_request};
-use crate::problem::Problem;
-use crate::responses::{Found, Guarded};
+use crate::document::{List, QueuedDocument};
+use crate::extract::{Below, Caller, InPath, InQuery, invalid, labels, page_request};
+use crate::problem::{Problem, ProblemDocument, RETRY_AFTER_SECONDS};
+use crate::responses::{Found, Guarded, Queued};
 
 type Answer = Result<Response, Problem>;
 
 /// What statistics are about where the query does not say.
 const LAST: Duration = Duration::from_secs(3600);
+/// No request waits longer for the end of an execution, so that no proxy takes it for a dead one.
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(read)).routes(routes!(statistics))
+    OpenApiRouter::new()
+        .routes(routes!(executions))
+        .routes(routes!(execution))
+        .routes(routes!(cancel_execution))
+        .routes(routes!(queued_execution))
+        .routes(routes!(statistics))
 }
 
 /// Those whose answers are streams.
 pub(super) fn streaming_routes() -> OpenApiRouter<Arc<Api>> {
-    OpenApiRouter::new().routes(routes!(execution_logs)).routes(routes!(export))
+    OpenApiRouter::new().routes(routes!(execution_result)).routes(routes!(execution_logs)).routes(routes!(export))
 }
 
 /// Which executions.
@@ -91,23 +101,129 @@ impl Filter {
     params(Filter),
     responses((status = 200, description = "A part of the list", body = List<InvocationRecord>), Guarded),
 )]
-async fn list(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQuery<Filter>) -> Answer {
+async fn executions(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQuery<Filter>) -> Answer {
     let filter = query.for_caller(&caller)?;
     let page = page_request(query.limit, query.cursor)?;
     let page = api.gateway.executions(&caller.context(), &filter, &page).await?;
     Ok(Json(List::of(page, |record| record)).into_response())
 }
 
-/// Reads what is kept of an execution.
+/// Whether to wait.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Wait {
+    /// How long to wait for the end of an execution that was submitted, in milliseconds: at most 30,000.
+    #[param(maximum = 30_000)]
+    wait_ms: Option<u64>,
+}
+
+/// Reads what is kept of an execution; with `wait_ms` when it has ended, or that time is over.
+///
+/// Whoever submitted it may, beside those who may read executions.
 #[utoipa::path(
     get,
     path = "/v1/executions/{id}",
     tag = "executions",
-    params(("id" = InvocationId, Path)),
-    responses((status = 200, description = "The execution", body = InvocationRecord), Guarded, Found),
+    params(("id" = InvocationId, Path), Wait),
+    responses(
+        (status = 200, description = "The execution, ended or not", body = InvocationRecord, headers(
+            ("Retry-After" = u64, description = "As long as it has not ended: after how many seconds to ask again"))),
+        Guarded, Found, Queued,
+    ),
 )]
-async fn read(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<InvocationId>) -> Answer {
-    Ok(Json(api.gateway.execution(&caller.context(), id).await?).into_response())
+async fn execution(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    InPath(id): InPath<InvocationId>,
+    InQuery(Wait { wait_ms }): InQuery<Wait>,
+) -> Answer {
+    let cx = caller.context();
+    let record = match wait_ms.map(Duration::from_millis) {
+        None => api.gateway.execution(&cx, id).await?,
+        Some(wait) if wait > MAX_WAIT => {
+            return Err(invalid(format!("`wait_ms` is at most {}", MAX_WAIT.as_millis())));
+        }
+        Some(wait) => match api.gateway.wait(&cx, id, wait).await? {
+            Waited::Ended(record) | Waited::NotYet(record) => record,
+            other => return Err(unexpected(&other)),
+        },
+    };
+    let mut response = Json(&*record).into_response();
+    if !record.state.is_final() {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+    }
+    Ok(response)
+}
+
+fn unexpected(waited: &Waited) -> Problem {
+    let error = Error::new(ErrorKind::Internal, "the gateway waited for an execution, and its end is not understood");
+    error.with_detail(format!("{waited:?}")).into()
+}
+
+/// Gives what the function answered in an execution that was submitted, as its call would have, as long as that is kept.
+///
+/// One that has ended without an answer gives the problem that it ended with, whose `context.invocation` is the execution.
+/// Whoever submitted it may, beside those who may read executions.
+#[utoipa::path(
+    get,
+    path = "/v1/executions/{id}/result",
+    tag = "executions",
+    params(("id" = InvocationId, Path)),
+    responses(
+        (status = 409, description = "It has not ended; `Retry-After` says when to ask again", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 410, description = "It was executed, and its result was streamed, too large, or is kept no longer", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = "default", description = "What the function answered, or a problem document of the gateway's", headers(
+            ("X-Function-Answered-By" = String, description = "`function` or `gateway`"),
+            ("X-Function-Invocation-Id" = InvocationId, description = "The execution"),
+            ("X-Function-Outcome" = String, description = "What the function made of it: `succeeded`, `rejected` or `failed`"),
+        )),
+    ),
+)]
+async fn execution_result(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    InPath(id): InPath<InvocationId>,
+    method: Method,
+) -> Answer {
+    let answer = api.gateway.result(&caller.context(), id).await.map_err(of_execution)?;
+    Ok(answered(answer, method == Method::HEAD))
+}
+
+/// Ends an execution that was submitted and has not ended: one that waits at once, one that runs soon.
+#[utoipa::path(
+    post,
+    path = "/v1/executions/{id}/cancel",
+    tag = "executions",
+    params(("id" = InvocationId, Path)),
+    responses(
+        (status = 202, description = "It ends, at once or soon", headers(
+            ("Location" = String, description = "Where its state is"))),
+        (status = 409, description = "It has ended already", body = ProblemDocument, content_type = "application/problem+json"),
+        Guarded, Found, Queued,
+    ),
+)]
+async fn cancel_execution(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    below: Below,
+    InPath(id): InPath<InvocationId>,
+) -> Answer {
+    api.gateway.cancel(&caller.context(), id).await?;
+    Ok((StatusCode::ACCEPTED, [(header::LOCATION, below.execution(id))]).into_response())
+}
+
+/// Reads an execution that was submitted as it stands in the queue: its payload, each attempt, and how it goes on.
+#[utoipa::path(
+    get,
+    path = "/v1/executions/{id}/queue",
+    tag = "executions",
+    params(("id" = InvocationId, Path)),
+    responses((status = 200, description = "How it stands", body = QueuedDocument), Guarded, Found, Queued),
+)]
+async fn queued_execution(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<InvocationId>) -> Answer {
+    let queued = api.gateway.queued(&caller.context(), id).await?;
+    Ok(Json(QueuedDocument::with_payload(&queued)).into_response())
 }
 
 /// Whether to wait for more.
@@ -153,7 +269,7 @@ async fn execution_logs(
 )]
 async fn export(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQuery<Filter>) -> Answer {
     if query.limit.is_some() || query.cursor.is_some() {
-        return Err(crate::extract::invalid("an export has no `limit` and no `cursor`: it is the whole list"));
+        return Err(invalid("an export has no `limit` and no `cursor`: it is the whole list"));
     }
     let filter = query.for_caller(&caller)?;
     let cx = caller.context();

@@ -1,5 +1,6 @@
 //! Calls of functions: what comes in goes to the function, and what the function answers goes back.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,22 +8,24 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
+use axum::routing::MethodFilter;
 use function_gateway_core::{
     CallContext, Deadline, Error, ErrorKind, FunctionExecutor as _, FunctionRef, InvocationId, InvokeRequest,
-    InvokeResponse, Outcome, TimedPhase, call_header, for_one_hop,
+    InvokeResponse, Outcome, Receipt, TimedPhase, Timestamp, Waited, call_header, for_one_hop,
 };
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::steering::{PREFERENCE_APPLIED, Route, Steering, Submit};
 use crate::api::Api;
 use crate::auth::api_key::{X_API_KEY, holds_key};
-use crate::document::Checked;
-use crate::extract::{Caller, InPath, invalid};
+use crate::document::{Accepted, Checked};
+use crate::extract::{Below, Caller, InPath, invalid};
 use crate::payload;
 use crate::problem::{ANSWERED_BY, Problem, ProblemDocument};
-use crate::responses::{Found, Guarded};
+use crate::responses::{Found, Guarded, Submits};
 
 /// The id of an execution: on a request the one that it is to have, on an answer the one that it has.
 pub(crate) const INVOCATION_ID: HeaderName = HeaderName::from_static(call_header::INVOCATION_ID);
@@ -36,12 +39,25 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// So that a function can't make an answer that no client takes.
 const MAX_FAILURE: usize = 512;
 
+/// Methods that make sense for later. Of others, such as `TRACE`, only the one who waits has anything.
+const FOR_LATER: MethodFilter = MethodFilter::GET
+    .or(MethodFilter::HEAD)
+    .or(MethodFilter::OPTIONS)
+    .or(MethodFilter::POST)
+    .or(MethodFilter::PUT)
+    .or(MethodFilter::PATCH)
+    .or(MethodFilter::DELETE);
+
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .routes(routes!(invoke))
+        .routes(routes!(submit))
         .route("/v1/functions/{name}/http", axum::routing::any(function_url))
         .route("/v1/functions/{name}/http/", axum::routing::any(function_url))
         .route("/v1/functions/{name}/http/{*path}", axum::routing::any(function_url))
+        .route("/v1/functions/{name}/submit/http", axum::routing::on(FOR_LATER, submit_url))
+        .route("/v1/functions/{name}/submit/http/", axum::routing::on(FOR_LATER, submit_url))
+        .route("/v1/functions/{name}/submit/http/{*path}", axum::routing::on(FOR_LATER, submit_url))
 }
 
 /// Those whose answers are documents.
@@ -53,6 +69,9 @@ pub(super) fn document_routes() -> OpenApiRouter<Arc<Api>> {
 ///
 /// `X-Function-Answered-By` says whether the function or the gateway answers, whatever the status is; the gateway's errors are
 /// problem documents. The name may have a generation: `resize@7`.
+///
+/// With `Prefer: respond-async` the call is submitted, as by `/v1/functions/{name}/submit`; with `respond-async, wait=5` the
+/// gateway waits five seconds (30 at most) for the function's answer before it says so.
 #[utoipa::path(
     post,
     path = "/v1/functions/{name}/invocations",
@@ -61,61 +80,176 @@ pub(super) fn document_routes() -> OpenApiRouter<Arc<Api>> {
         ("name" = String, Path, description = "A name, or a name and a generation: `resize@7`"),
         ("X-Function-Invocation-Id" = Option<InvocationId>, Header, description = "The id that the execution is to have"),
         ("X-Function-Timeout-Ms" = Option<u32>, Header, description = "How long the caller waits, in milliseconds", minimum = 1),
+        ("Idempotency-Key" = Option<String>, Header, description = "Tells that two calls are one: the second gets the answer of the first"),
+        ("Prefer" = Option<String>, Header, description = "`respond-async` to submit the call, which the headers of `submit` then hold for too"),
     ),
     request_body(content((Vec<u8> = "application/octet-stream")), description = "The payload, of any type"),
-    responses((status = "default", description = "What the function answers, or a problem document of the gateway's", headers(
-        ("X-Function-Answered-By" = String, description = "`function` or `gateway`"),
-        ("X-Function-Invocation-Id" = InvocationId, description = "The execution"),
-        ("X-Function-Outcome" = String, description = "What the function made of it: `succeeded`, `rejected` or `failed`"),
-        ("Server-Timing" = String, description = "The time of each phase so far, in milliseconds"),
-    ))),
+    responses(
+        (status = 202, description = "It is accepted for later, where the gateway answers; or what the function answers", content(
+            (Accepted = "application/json"), (Vec<u8> = "*/*"))),
+        (status = "default", description = "What the function answers, or a problem document of the gateway's", headers(
+            ("X-Function-Answered-By" = String, description = "`function` or `gateway`"),
+            ("X-Function-Invocation-Id" = InvocationId, description = "The execution"),
+            ("X-Function-Outcome" = String, description = "What the function made of it: `succeeded`, `rejected` or `failed`"),
+            ("Server-Timing" = String, description = "The time of each phase so far, in milliseconds"),
+        )),
+    ),
 )]
 async fn invoke(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    below: Below,
     InPath(name): InPath<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    call(&api, &caller, &name, request, None).await
+    Call { api, caller, below, route: Route::Invoke, path: None }.make(&name, request).await
+}
+
+/// Accepts a call for later, and says so once that is committed: it is not lost any more.
+///
+/// The payload is checked now, and again when the function is executed, by the revision that serves then. How it is tried, and
+/// what its end leads to, is in the specification's `async`.
+#[utoipa::path(
+    post,
+    path = "/v1/functions/{name}/submit",
+    tag = "executions",
+    params(
+        ("name" = String, Path, description = "A name, or a name and a generation, which then is the one that executes it: `resize@7`"),
+        ("X-Function-Invocation-Id" = Option<InvocationId>, Header, description = "The id that the execution is to have"),
+        ("X-Function-Timeout-Ms" = Option<u32>, Header, description = "How long the caller waits for it to be accepted, in milliseconds", minimum = 1),
+        ("X-Function-Delay-Ms" = Option<u64>, Header, description = "How long it is to wait at least, in milliseconds"),
+        ("X-Function-Not-Before" = Option<Timestamp>, Header, description = "Or before when it is not to be executed"),
+        ("X-Function-Pin" = Option<bool>, Header, description = "Whether the generation that serves now is to execute it, whichever serves by then"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Tells that two are one: of the second nothing is accepted, and it gets the id of the first"),
+    ),
+    request_body(content((Vec<u8> = "application/octet-stream")), description = "The payload, of any type"),
+    responses(
+        (status = 202, description = "It is accepted, or was before under the same key", body = Accepted, headers(
+            ("Location" = String, description = "Where its state is"),
+            ("X-Function-Answered-By" = String, description = "`gateway`"),
+            ("X-Function-Invocation-Id" = InvocationId, description = "The execution"),
+        )),
+        Guarded, Found, Submits,
+    ),
+)]
+async fn submit(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    below: Below,
+    InPath(name): InPath<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    Call { api, caller, below, route: Route::Submit, path: None }.make(&name, request).await
 }
 
 /// The function's own URL: everything passes through, method, path and query as they came.
 async fn function_url(
     State(api): State<Arc<Api>>,
     caller: Caller,
-    InPath(params): InPath<std::collections::HashMap<String, String>>,
+    below: Below,
+    InPath(params): InPath<HashMap<String, String>>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let name = params.get("name").map(String::as_str).unwrap_or_default();
-    // As it stands in the request, not decoded: `/v1/functions/NAME/http` and the function's part.
-    let path = request.uri().path().splitn(5, '/').nth(4).and_then(|rest| rest.strip_prefix("http"));
-    let path = path.unwrap_or_default().to_owned();
-    call(&api, &caller, name, request, Some(path)).await
+    let path = Some(own_path(&request, "http"));
+    Call { api, caller, below, route: Route::FunctionUrl, path }.make(name_of(&params), request).await
 }
 
-async fn call(
-    api: &Api,
-    caller: &Caller,
-    name: &str,
+/// A request to the function's own URL, for later.
+async fn submit_url(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    below: Below,
+    InPath(params): InPath<HashMap<String, String>>,
     request: Request,
-    path: Option<String>,
 ) -> Result<Response, Problem> {
-    let function: FunctionRef = name.parse()?;
-    refuse_upgrade(request.headers())?;
-    let cx = context(caller, request.headers())?;
-    let is_head = request.method() == Method::HEAD;
-    let request = invoke_request(api, caller, request, path);
-    match api.gateway.invoke(&cx, &function, request).await {
-        Ok(answer) => Ok(answered(answer, is_head)),
-        Err(error) => {
-            let id = error.context_value("invocation").and_then(|id| HeaderValue::from_str(id).ok());
-            let problem = Problem::from(error);
-            Err(match id {
-                Some(id) => problem.with_header(INVOCATION_ID, id),
-                None => problem,
-            })
-        }
+    let path = Some(own_path(&request, "submit/http"));
+    Call { api, caller, below, route: Route::Submit, path }.make(name_of(&params), request).await
+}
+
+fn name_of(params: &HashMap<String, String>) -> &str {
+    params.get("name").map(String::as_str).unwrap_or_default()
+}
+
+/// The function's part of `/v1/functions/NAME/ROUTE`, as it stands in the request, not decoded.
+fn own_path(request: &Request, route: &str) -> String {
+    let rest = request.uri().path().splitn(5, '/').nth(4);
+    rest.and_then(|rest| rest.strip_prefix(route)).unwrap_or_default().to_owned()
+}
+
+/// Who calls, and how.
+struct Call {
+    api: Arc<Api>,
+    caller: Caller,
+    below: Below,
+    route: Route,
+    /// The path below the function, where the request is passed on as it came.
+    path: Option<String>,
+}
+
+impl Call {
+    async fn make(self, name: &str, request: Request) -> Result<Response, Problem> {
+        let Self { api, caller, below, route, path } = self;
+        let function: FunctionRef = name.parse()?;
+        refuse_upgrade(request.headers())?;
+        let cx = context(&caller, request.headers())?;
+        let is_head = request.method() == Method::HEAD;
+        let mut request = invoke_request(&api, &caller, request, path);
+        let steering = Steering::take(&mut request.headers, route)?;
+        request.idempotency_key = steering.idempotency_key;
+        let result = match steering.submit {
+            None => api.gateway.invoke(&cx, &function, request).await.map(|answer| answered(answer, is_head)),
+            Some(Submit { options, patience, is_preferred }) => {
+                let receipt = api.gateway.submit(&cx, &function, request, options).await;
+                match receipt {
+                    Ok(receipt) if patience.is_zero() => Ok(accepted(receipt, &below, is_preferred)),
+                    Ok(receipt) => in_time(&api, &cx, receipt, patience)
+                        .await
+                        .map(|answer| answer.unwrap_or_else(|| accepted(receipt, &below, is_preferred))),
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        result.map_err(of_execution)
     }
+}
+
+/// A problem that names the execution that it is about, where there is one.
+pub(super) fn of_execution(error: Error) -> Problem {
+    let id = error.context_value("invocation").and_then(|id| HeaderValue::from_str(id).ok());
+    let problem = Problem::from(error);
+    match id {
+        Some(id) => problem.with_header(INVOCATION_ID, id),
+        None => problem,
+    }
+}
+
+/// The answer to what was submitted, where it comes within the caller's patience and is kept.
+async fn in_time(
+    api: &Api,
+    cx: &CallContext,
+    receipt: Receipt,
+    patience: Duration,
+) -> function_gateway_core::Result<Option<Response>> {
+    let Ok(Waited::Ended(_)) = api.gateway.wait(cx, receipt.id, patience).await else { return Ok(None) };
+    match api.gateway.result(cx, receipt.id).await {
+        Ok(answer) => Ok(Some(answered(answer, false))),
+        Err(error) if error.kind() == ErrorKind::ResultNotKept => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn accepted(receipt: Receipt, below: &Below, is_preferred: bool) -> Response {
+    let status_url = below.execution(receipt.id);
+    let location = HeaderValue::try_from(&status_url);
+    let mut response = (StatusCode::ACCEPTED, Json(Accepted::new(receipt, status_url))).into_response();
+    let headers = response.headers_mut();
+    headers.insert(ANSWERED_BY, HeaderValue::from_static("gateway"));
+    headers.extend(location.ok().map(|location| (header::LOCATION, location)));
+    headers.extend(HeaderValue::try_from(receipt.id.to_string()).ok().map(|id| (INVOCATION_ID, id)));
+    if is_preferred {
+        headers.insert(PREFERENCE_APPLIED, HeaderValue::from_static("respond-async"));
+    }
+    response
 }
 
 /// A connection that changes its protocol can't be passed on. That of HTTP/2 may be left unanswered (RFC 9110, section 7.8).
@@ -169,7 +303,7 @@ fn invoke_request(api: &Api, caller: &Caller, request: Request, path: Option<Str
     invoke
 }
 
-fn answered(answer: InvokeResponse, is_head: bool) -> Response {
+pub(super) fn answered(answer: InvokeResponse, is_head: bool) -> Response {
     let InvokeResponse { status, mut headers, outcome, body, call, .. } = answer;
     for_one_hop(&mut headers);
     // The length of what would have been the body of the answer to a GET.

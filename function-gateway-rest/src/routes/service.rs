@@ -12,8 +12,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::etag::Etag;
+use super::executions::MAX_WAIT;
 use crate::api::Api;
-use crate::document::{DriverDocument, Health, LimitsDocument};
+use crate::document::{DriverDocument, Health, LimitsDocument, QueueLimitsDocument};
 use crate::extract::Caller;
 use crate::problem::{Problem, ProblemDocument};
 use crate::responses::Guarded;
@@ -69,6 +70,16 @@ async fn limits(State(api): State<Arc<Api>>, _: Caller) -> Json<LimitsDocument> 
         default_ready_ms: millis(config.default_ready_timeout),
         default_wait_ms: millis(config.default_manage_wait),
         upload_idle_ms: millis(api.options.upload_idle_timeout),
+        queue: QueueLimitsDocument {
+            max_per_function: config.queue.max_per_function,
+            max_per_tenant: config.queue.max_per_tenant,
+            max_pinned: config.queue.max_pinned,
+            max_payload_bytes: config.queue.max_payload_bytes,
+            max_result_bytes: config.queue.max_result_bytes,
+            keep_ms: millis(config.queue.keep_for),
+            max_delay_ms: millis(config.queue.max_delay),
+            max_wait_ms: millis(MAX_WAIT),
+        },
     })
 }
 

@@ -13,6 +13,7 @@ use function_gateway_rest::serve::{ServeOptions, serve};
 use function_gateway_rest::{ApiKeyAuthenticator, MintedKey, RestApi, RestApiBuilder, RestOptions};
 use function_gateway_testkit::{Engine, Gate, Handler, ScriptedDriver};
 use function_gateway_validation::Validation;
+use http::HeaderMap;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -221,4 +222,19 @@ pub(crate) fn waiting(gate: &Gate) -> Handler {
             Ok(InvokeResponse::new(StatusCode::OK, "in time"))
         }
     })
+}
+
+/// What functions got: method, path and query in one line, and the headers.
+pub(crate) type Seen = Arc<Mutex<Vec<(String, HeaderMap)>>>;
+
+/// Remembers what functions get.
+pub(crate) fn remembering() -> (Handler, Seen) {
+    let seen = Seen::default();
+    let keep = Arc::clone(&seen);
+    let handler = Handler::new(move |_, request| {
+        let line = format!("{} {}?{}", request.method, request.path, request.query.as_deref().unwrap_or("-"));
+        keep.lock().unwrap().push((line, request.headers));
+        async { Ok(InvokeResponse::new(StatusCode::OK, "")) }
+    });
+    (handler, seen)
 }

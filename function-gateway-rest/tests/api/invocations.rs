@@ -1,16 +1,14 @@
 //! Calls of functions, and their own URLs.
 
-use std::sync::{Arc, Mutex};
-
 use bytes::Bytes;
 use function_gateway_core::{Error, ErrorKind, FunctionFailure, InvokeResponse};
 use function_gateway_testkit::{Gate, Handler};
 use futures_util::StreamExt as _;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::common::{Server, Setup, header, json_of, problem, until, waiting};
+use crate::common::{Server, Setup, header, json_of, problem, remembering, until, waiting};
 
 #[tokio::test]
 async fn a_call_gets_the_functions_answer() {
@@ -102,21 +100,6 @@ async fn a_failure_without_a_status_says_what_it_is() {
     assert_eq!(header(&answer, "x-function-answered-by"), "function");
     assert_eq!(header(&answer, "x-function-outcome"), "failed");
     assert_eq!(header(&answer, "x-function-failure"), "exit status 3 and");
-}
-
-/// What functions got: method, path and query in one line, and the headers.
-type Seen = Arc<Mutex<Vec<(String, HeaderMap)>>>;
-
-/// Remembers what functions get.
-fn remembering() -> (Handler, Seen) {
-    let seen = Seen::default();
-    let keep = Arc::clone(&seen);
-    let handler = Handler::new(move |_, request| {
-        let line = format!("{} {}?{}", request.method, request.path, request.query.as_deref().unwrap_or("-"));
-        keep.lock().unwrap().push((line, request.headers));
-        async { Ok(InvokeResponse::new(StatusCode::OK, "")) }
-    });
-    (handler, seen)
 }
 
 #[tokio::test]

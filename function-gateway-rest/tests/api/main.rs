@@ -16,6 +16,8 @@ mod invocations;
 #[cfg(test)]
 mod malformed;
 #[cfg(test)]
+mod queue;
+#[cfg(test)]
 mod schemathesis;
 #[cfg(test)]
 mod serving;

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use function_gateway_core::WorkerConfig;
+
 use crate::common::{Server, Setup, key};
 
 /// Every check of schemathesis: no status, content type, header or document that the description does not have, no failure of the
@@ -17,6 +19,7 @@ async fn the_description_holds_by_a_real_runtime_of_schemathesis() {
         server.create(name).await;
         server.invoke(name, "{}").await;
     }
+    let _workers = server.gateway.start_workers(WorkerConfig::default()).unwrap();
     let root = key(&server.gateway, "acme", "root", &["admin", "metrics"]).await;
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/schemathesis/schemathesis.toml");
     let run = tokio::process::Command::new(program)
