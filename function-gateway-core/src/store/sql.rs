@@ -32,9 +32,9 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use self::batch::{Outcome, Signals};
 use self::engine::{Connected, Engine, Session};
 use self::fault::{Fault, FaultKind};
-use self::batch::{Outcome, Signals};
 use self::retention::Crowded;
 use self::steps::Step;
 use self::take::Turn;

@@ -63,9 +63,8 @@ pub(crate) async fn what_is_counted_is_what_there_is(database: Database) {
     let revisions: Vec<_> = (0..2)
         .flat_map(|tenant| ["a", "b"].map(|name| function_of(format!("t{tenant}").parse().unwrap(), name).1))
         .collect();
-    let tasks = (0..2 * RACERS).map(|number| {
-        tokio::spawn(at_random(stores[number % 2].clone(), revisions.clone(), number as u64))
-    });
+    let tasks = (0..2 * RACERS)
+        .map(|number| tokio::spawn(at_random(stores[number % 2].clone(), revisions.clone(), number as u64)));
     for task in tasks.collect::<Vec<_>>() {
         task.await.unwrap();
     }
@@ -95,9 +94,8 @@ async fn at_random(store: SqlStore, revisions: Vec<Revision>, seed: u64) {
                 _ => acceptance,
             }
         };
-        let of = |submission: &Submission| {
-            revisions.iter().find(|revision| revision.key == submission.key).unwrap().clone()
-        };
+        let of =
+            |submission: &Submission| revisions.iter().find(|revision| revision.key == submission.key).unwrap().clone();
         match random.u8(..10) {
             0..3 => drop(allowed(store.accept(new(&mut random)).await)),
             3..5 => {

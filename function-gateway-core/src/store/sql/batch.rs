@@ -140,7 +140,8 @@ impl Encoded {
 }
 
 /// The columns of a row that a record is read from, in the order in which [`decode`] takes them.
-pub(super) const RECORD_COLUMNS: &str = "i.created_at, i.id, i.format, i.document, i.payload, i.result, i.logs, i.state";
+pub(super) const RECORD_COLUMNS: &str =
+    "i.created_at, i.id, i.format, i.document, i.payload, i.result, i.logs, i.state";
 
 /// Reads [`RECORD_COLUMNS`].
 pub(super) fn decode(row: &mut Row) -> Result<Arc<InvocationRecord>, Unreadable> {
@@ -408,10 +409,7 @@ async fn write_mark(session: &mut dyn Session, mark: &Mark) -> Result<(), Fault>
 }
 
 /// Reads what there is of the ids of a batch, and locks it.
-async fn read_known<'a>(
-    session: &mut dyn Session,
-    batch: &[Entry],
-) -> Result<HashMap<InvocationId, Known<'a>>, Fault> {
+async fn read_known<'a>(session: &mut dyn Session, batch: &[Entry]) -> Result<HashMap<InvocationId, Known<'a>>, Fault> {
     let dialect = session.dialect();
     let records: Vec<&Encoded> = batch.iter().flat_map(Entry::records).collect();
     let mut known = HashMap::with_capacity(records.len());

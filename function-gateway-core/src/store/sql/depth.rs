@@ -138,8 +138,7 @@ async fn insert(session: &mut dyn Session, changes: &[(&Place, &Change)]) -> Res
          WHEN fg_queue_depth.next_due_at IS NULL OR {due} < fg_queue_depth.next_due_at THEN {due} \
          ELSE fg_queue_depth.next_due_at END"
     );
-    let on_conflict =
-        dialect.on_conflict("tenant, name") + &add("open") + &add("dead") + &add("pinned") + &sooner;
+    let on_conflict = dialect.on_conflict("tenant, name") + &add("open") + &add("dead") + &add("pinned") + &sooner;
     for piece in pieces(changes, |_| 0) {
         let mut statement = dialect.sql(INSERT);
         for (index, ((tenant, name), Change { counts: Counts { open, dead, pinned }, due_at })) in

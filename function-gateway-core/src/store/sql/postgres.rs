@@ -14,8 +14,8 @@ use tokio::sync::watch;
 
 use super::SqlStoreOptions;
 use super::engine::{
-    Cell, Connected, Dialect, Engine, Hear, Migration, Row, STATEMENTS, Session, Statement, TakeRow, Upsert, Value, held,
-    session,
+    Cell, Connected, Dialect, Engine, Hear, Migration, Row, STATEMENTS, Session, Statement, TakeRow, Upsert, Value,
+    held, session,
 };
 use super::fault::{Fault, FaultKind};
 

@@ -153,7 +153,9 @@ impl Operation for Cancelled<'_> {
         for ids in ids.chunks(super::batch::MAX_ROWS) {
             let select = "SELECT id FROM fg_submissions WHERE cancel_requested <> 0 AND due_at IS NOT NULL AND ";
             let select = session.dialect().sql(select).any_of("id", ids.iter().map(String::as_str));
-            cancelled.extend(session.rows(select).await?.into_iter().filter_map(|mut row| row.parse::<InvocationId>(0).ok()));
+            cancelled.extend(
+                session.rows(select).await?.into_iter().filter_map(|mut row| row.parse::<InvocationId>(0).ok()),
+            );
         }
         Ok(cancelled)
     }
@@ -281,7 +283,8 @@ impl Operation for Expire {
 
     async fn run(&self, session: &mut dyn Session) -> Result<u64, Fault> {
         let (dialect, now) = (session.dialect(), session.now().await?);
-        let select = dialect.sql("SELECT id FROM fg_submissions WHERE expires_at IS NOT NULL AND expires_at <= ").arg(now);
+        let select =
+            dialect.sql("SELECT id FROM fg_submissions WHERE expires_at IS NOT NULL AND expires_at <= ").arg(now);
         let select = select.sql(" ORDER BY expires_at LIMIT ").arg(row_limit(self.limit));
         // What another process forgets at the same time is left to it.
         delete_from(session, &["fg_submissions"], select.sql(dialect.skip_locked)).await

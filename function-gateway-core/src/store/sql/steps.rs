@@ -15,8 +15,9 @@ use super::queue::{self, FORMAT, QUEUED, after};
 use crate::queue::{idempotency_mismatch, not_dead, not_queued, queue_lease_lost};
 use crate::store::{check_begin, check_finish, kept_bytes};
 use crate::{
-    Acceptance, Accepted, Dispatch, Due, Error, ErrorKind, FunctionKey, InvocationId, InvocationState, Progress, QueueLease,
-    QueueLimits, QueueState, QueuedInvocation, Result, Settled, Settlement, Submission, TenantId, Timestamp,
+    Acceptance, Accepted, Dispatch, Due, Error, ErrorKind, FunctionKey, InvocationId, InvocationState, Progress,
+    QueueLease, QueueLimits, QueueState, QueuedInvocation, Result, Settled, Settlement, Submission, TenantId,
+    Timestamp,
 };
 
 /// Something that happens to an invocation in the queue.
@@ -64,7 +65,15 @@ impl New {
             Encoded::new(Change::Begin, record).map_err(Fault::into_error)
         });
         let document = json(&*submission).map_err(Fault::into_error)?;
-        Ok(Self { id: submission.id.to_string(), document, record: record.transpose()?, submission, due, limits, lease })
+        Ok(Self {
+            id: submission.id.to_string(),
+            document,
+            record: record.transpose()?,
+            submission,
+            due,
+            limits,
+            lease,
+        })
     }
 
     fn bytes(&self) -> usize {
@@ -227,12 +236,13 @@ impl<'a> Steps<'a> {
         }
         this.lock_rows(session, &ids.into_iter().collect::<Vec<_>>()).await?;
         this.read_progress(session, &steps).await?;
-        this.read_keys(session, news()).await?;
-        if steps.iter().any(|step| step.is_limited()) {
+        // Whoever brings a key to a function holds its row first, so that two never meet where keys are inserted.
+        if steps.iter().any(|step| step.is_limited()) || news().any(|new| new.submission.idempotency.is_some()) {
             let keys = news().map(|new| &new.submission.key).chain(this.held.values().map(|held| &held.key));
             let places = keys.flat_map(places).collect();
             this.depths.lock(session, places).await?;
         }
+        this.read_keys(session, news()).await?;
         // The time of leases is that after everything is locked.
         this.now = session.now().await?;
         Ok(this)
@@ -244,7 +254,8 @@ impl<'a> Steps<'a> {
             let select = "SELECT id, tenant, name, pinned, state, due_at, epoch, attempts, repeatable, ended_at, dead_at, \
                           expires_at FROM fg_submissions WHERE ";
             // In one order, so that two processes don't wait for each other.
-            let select = dialect.sql(select).any_of("id", ids.iter().copied()).sql(" ORDER BY id").sql(dialect.for_update);
+            let select =
+                dialect.sql(select).any_of("id", ids.iter().copied()).sql(" ORDER BY id").sql(dialect.for_update);
             for mut row in session.rows(select).await? {
                 let (id, held) = held(&mut row).map_err(|reason| unreadable("an invocation in the queue", reason))?;
                 self.held.insert(id, held);
@@ -585,8 +596,7 @@ impl<'a> Steps<'a> {
         );
         let bytes = |settling: &Settling| settling.progress.len() + settling.body.as_ref().map_or(0, Bytes::len);
         for piece in pieces(&rows, |(.., settling)| bytes(settling)) {
-            let mut statement =
-                dialect.sql(REPLACE).sql(", pinned, ended_at, dead_at, expires_at, result) VALUES ");
+            let mut statement = dialect.sql(REPLACE).sql(", pinned, ended_at, dead_at, expires_at, result) VALUES ");
             for (index, (id, held, settling)) in piece.iter().enumerate() {
                 let Held { pinned, ended_at, dead_at, expires_at, .. } = held;
                 statement = held
@@ -613,7 +623,15 @@ impl Held<'_> {
             .sql(if index > 0 { ", (" } else { "(" })
             .list([&*id.to_string(), self.state.as_str(), progress, "", "", "", ""])
             .sql(", ")
-            .list([self.due_at, Some(self.attempts), Some(i64::from(self.repeatable)), Some(0), Some(0), Some(0), Some(0)])
+            .list([
+                self.due_at,
+                Some(self.attempts),
+                Some(i64::from(self.repeatable)),
+                Some(0),
+                Some(0),
+                Some(0),
+                Some(0),
+            ])
             .sql(", ")
             .arg(&[][..])
     }

@@ -622,7 +622,9 @@ async fn encode(jobs: Vec<Job>) -> (Batch, Vec<Reply>) {
                 continue;
             }
             Job::Durable { entry, reply, room, .. } => (Ok(entry), Some(reply), Some(room)),
-            Job::Buffered { record, room } => (Encoded::new(Change::Finish, record).map(Entry::Record), None, Some(room)),
+            Job::Buffered { record, room } => {
+                (Encoded::new(Change::Finish, record).map(Entry::Record), None, Some(room))
+            }
             Job::Discard { record } => (Encoded::new(Change::Discard, record).map(Entry::Record), None, None),
         };
         match entry {
