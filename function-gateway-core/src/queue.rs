@@ -889,7 +889,8 @@ pub trait InvocationQueue: fmt::Debug + Send + Sync + 'static {
         page: &PageRequest,
     ) -> Result<Page<Arc<QueuedInvocation>>>;
 
-    /// Accepts an invocation in place of a dead one, which is `redriven` from then on and kept for `keep_for`.
+    /// Accepts an invocation in place of a dead one, which is `redriven` from then on and kept for `keep_for`. A key under
+    /// which the function was sent the same before counts as an id that is there.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) where the tenant has none of the id; [`Conflict`](ErrorKind::Conflict) where it

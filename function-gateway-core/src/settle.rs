@@ -216,3 +216,287 @@ pub(crate) fn verdict(ended: Ended<'_>, policy: &AsyncPolicy, idempotent: bool) 
     let allowed = unsent || idempotent || policy.at_least_once;
     if wanted && allowed { Verdict::Again } else { Verdict::Failed }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use super::*;
+
+    const CLASSES: [ErrorClass; 7] = [
+        ErrorClass::Caller,
+        ErrorClass::Rejected,
+        ErrorClass::Function,
+        ErrorClass::Engine,
+        ErrorClass::Gateway,
+        ErrorClass::Timeout,
+        ErrorClass::Cancelled,
+    ];
+    const DELIVERIES: [Delivery; 3] = [Delivery::NotSent, Delivery::Unknown, Delivery::Executed];
+
+    fn policy(json: serde_json::Value) -> AsyncPolicy {
+        serde_json::from_value(json).unwrap()
+    }
+
+    /// The verdict on an error of the gateway's that says of itself what its kind does.
+    fn on_error(kind: ErrorKind, delivery: Delivery, policy: &AsyncPolicy, idempotent: bool) -> Verdict {
+        let failure = Failure::new(kind.class(), kind.code(), "it failed", delivery);
+        let transient = kind.default_retry() == crate::Retry::Transient;
+        verdict(Ended { failure: &failure, kind: Some(kind), transient, status: None }, policy, idempotent)
+    }
+
+    /// The verdict on what the function answered.
+    fn on_answer(status: u16, policy: &AsyncPolicy, idempotent: bool) -> Verdict {
+        let class = if status < 500 { ErrorClass::Rejected } else { ErrorClass::Function };
+        let failure = Failure::new(class, "function_failed", "it failed", Delivery::Executed);
+        verdict(Ended { failure: &failure, kind: None, transient: false, status: Some(status) }, policy, idempotent)
+    }
+
+    #[test]
+    fn each_row_of_the_settle_table_holds() {
+        use Delivery::{Executed, NotSent, Unknown};
+        use Verdict::{Again, Failed, Return};
+        let default = AsyncPolicy::default();
+        // Kind and delivery; what becomes of it where it may be repeated, and where it may not.
+        let errors = [
+            (ErrorKind::ShuttingDown, NotSent, Return, Return),
+            (ErrorKind::RateLimited, NotSent, Return, Return),
+            (ErrorKind::Store, NotSent, Return, Return),
+            (ErrorKind::Store, Executed, Again, Failed),
+            (ErrorKind::Cancelled, NotSent, Failed, Failed),
+            (ErrorKind::Cancelled, Unknown, Failed, Failed),
+            (ErrorKind::DeadlineExceeded, NotSent, Again, Again),
+            (ErrorKind::DeadlineExceeded, Unknown, Again, Failed),
+            (ErrorKind::Unavailable, NotSent, Again, Again),
+            (ErrorKind::Unavailable, Unknown, Again, Failed),
+            (ErrorKind::NotReady, NotSent, Again, Again),
+            (ErrorKind::NotDeployed, NotSent, Again, Again),
+            (ErrorKind::DependencyUnavailable, NotSent, Again, Again),
+            (ErrorKind::InvalidInput, NotSent, Failed, Failed),
+            (ErrorKind::PermissionDenied, NotSent, Failed, Failed),
+            (ErrorKind::Misconfigured, NotSent, Failed, Failed),
+            (ErrorKind::FunctionBroken, Executed, Failed, Failed),
+            (ErrorKind::InvalidOutput, Executed, Failed, Failed),
+            (ErrorKind::Engine, Unknown, Failed, Failed),
+            (ErrorKind::Lost, Unknown, Failed, Failed),
+            (ErrorKind::Internal, Unknown, Failed, Failed),
+        ];
+        for (kind, delivery, repeatable, once) in errors {
+            assert_eq!(on_error(kind, delivery, &default, true), repeatable, "{kind}, {delivery:?}");
+            assert_eq!(on_error(kind, delivery, &default, false), once, "{kind}, {delivery:?}");
+        }
+        for status in 400..=599 {
+            let again = matches!(status, 408 | 429 | 500..);
+            assert_eq!(on_answer(status, &default, true), if again { Again } else { Failed }, "{status}");
+            assert_eq!(on_answer(status, &default, false), Failed, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_policy_takes_the_place_of_what_the_table_says_of_statuses_and_classes() {
+        use Verdict::{Again, Failed};
+        let by_status = policy(serde_json::json!({ "retry_statuses": [404, 503], "at_least_once": true }));
+        for (status, expected) in [(404, Again), (503, Again), (429, Failed), (500, Failed)] {
+            assert_eq!(on_answer(status, &by_status, false), expected, "{status}");
+        }
+        assert_eq!(on_error(ErrorKind::Unavailable, Delivery::Unknown, &by_status, false), Again);
+
+        let by_class = policy(serde_json::json!({ "retry_classes": ["rejected", "function"] }));
+        for (status, expected) in [(404, Again), (503, Again)] {
+            assert_eq!(on_answer(status, &by_class, true), expected, "{status}");
+            assert_eq!(on_answer(status, &by_class, false), Failed, "{status} was delivered");
+        }
+        assert_eq!(on_error(ErrorKind::FunctionBroken, Delivery::Executed, &by_class, true), Again);
+        assert_eq!(on_error(ErrorKind::Unavailable, Delivery::NotSent, &by_class, true), Failed);
+
+        let both = policy(serde_json::json!({ "retry_statuses": [503], "retry_classes": ["rejected"] }));
+        for (status, expected) in [(404, Failed), (503, Again), (500, Failed)] {
+            assert_eq!(on_answer(status, &both, true), expected, "{status}");
+        }
+        let none = policy(serde_json::json!({ "retry_statuses": [], "retry_classes": [] }));
+        assert_eq!(on_answer(503, &none, true), Failed);
+        assert_eq!(on_error(ErrorKind::Unavailable, Delivery::NotSent, &none, true), Failed);
+        assert_eq!(on_error(ErrorKind::ShuttingDown, Delivery::NotSent, &none, true), Verdict::Return);
+    }
+
+    fn policies() -> impl Strategy<Value = AsyncPolicy> {
+        let classes = prop::option::of(prop::collection::btree_set(select(&CLASSES[..]), 0..7));
+        let statuses = prop::option::of(prop::collection::btree_set(400..=599_u16, 0..50));
+        (classes, statuses, any::<bool>()).prop_map(|(retry_classes, retry_statuses, at_least_once)| AsyncPolicy {
+            retry_classes,
+            retry_statuses,
+            at_least_once,
+            ..AsyncPolicy::default()
+        })
+    }
+
+    #[derive(Debug)]
+    struct Case {
+        failure: Failure,
+        kind: Option<ErrorKind>,
+        transient: bool,
+        status: Option<u16>,
+    }
+
+    impl Case {
+        fn verdict(&self, policy: &AsyncPolicy, idempotent: bool) -> Verdict {
+            let Self { failure, kind, transient, status } = self;
+            let ended = Ended { failure, kind: *kind, transient: *transient, status: *status };
+            verdict(ended, policy, idempotent)
+        }
+    }
+
+    fn cases() -> impl Strategy<Value = Case> {
+        let failure = (select(&CLASSES[..]), select(&DELIVERIES[..]))
+            .prop_map(|(class, delivery)| Failure::new(class, "code", "it failed", delivery));
+        let kind = prop::option::of(select(ErrorKind::ALL));
+        (failure, kind, any::<bool>(), prop::option::of(100..=599_u16))
+            .prop_map(|(failure, kind, transient, status)| Case { failure, kind, transient, status })
+    }
+
+    proptest! {
+        /// What may have reached a function is not sent again unless that function, or its policy, can bear it.
+        #[test]
+        fn at_most_once_holds_whatever_the_policy_retries(case in cases(), mut policy in policies()) {
+            policy.at_least_once = false;
+            if case.failure.delivery != Delivery::NotSent {
+                prop_assert_eq!(case.verdict(&policy, false), Verdict::Failed);
+            }
+        }
+
+        #[test]
+        fn a_cancellation_is_never_repeated(mut case in cases(), policy in policies(), idempotent: bool) {
+            case.kind = Some(ErrorKind::Cancelled);
+            prop_assert_eq!(case.verdict(&policy, idempotent), Verdict::Failed);
+        }
+
+        /// What was let go was not sent, and no policy makes an attempt of it.
+        #[test]
+        fn only_what_was_not_sent_is_let_go(case in cases(), policy in policies(), idempotent: bool) {
+            let let_go = matches!(
+                case.kind,
+                Some(ErrorKind::ShuttingDown | ErrorKind::RateLimited | ErrorKind::Store)
+            );
+            let is_let_go = let_go && case.failure.delivery == Delivery::NotSent;
+            prop_assert_eq!(case.verdict(&policy, idempotent) == Verdict::Return, is_let_go);
+        }
+
+        /// Who can bear more is never refused what others get, and beyond that nothing depends on who can bear what.
+        #[test]
+        fn an_idempotent_function_gets_no_less(case in cases(), mut policy in policies()) {
+            let once = case.verdict(&policy, false);
+            let repeatable = case.verdict(&policy, true);
+            prop_assert!(repeatable == once || (repeatable, once) == (Verdict::Again, Verdict::Failed));
+            policy.at_least_once = true;
+            prop_assert_eq!(case.verdict(&policy, false), repeatable);
+        }
+
+        /// An answer that is no failure by its status is not asked for again, unless a policy names it or its class.
+        #[test]
+        fn an_answer_is_repeated_only_where_somebody_says_so(case in cases(), policy in policies(), status in 100..=599_u16) {
+            let case = Case { kind: None, status: Some(status), ..case };
+            let says_so = match (&policy.retry_statuses, &policy.retry_classes) {
+                (Some(statuses), _) => statuses.contains(&status),
+                (None, Some(classes)) => classes.contains(&case.failure.class),
+                (None, None) => matches!(status, 408 | 429 | 500..),
+            };
+            prop_assert_eq!(case.verdict(&policy, true) == Verdict::Again, says_so);
+        }
+
+        #[test]
+        fn backoff_stays_below_its_step_and_keeps_to_what_was_asked(
+            attempt: u32,
+            initial in prop::option::of(0..u64::MAX),
+            most in prop::option::of(0..u64::MAX),
+            asked in prop::option::of(0..100_000_000_u64),
+        ) {
+            let policy = AsyncPolicy {
+                initial_backoff: initial.map(Duration::from_millis),
+                max_backoff: most.map(Duration::from_millis),
+                ..AsyncPolicy::default()
+            };
+            let asked = asked.map(Duration::from_millis);
+            let wait = policy.backoff(attempt, asked);
+            let most = policy.max_backoff.unwrap_or(Duration::from_secs(300));
+            prop_assert!(wait >= asked.unwrap_or_default());
+            prop_assert!(wait <= most.max(asked.unwrap_or_default()));
+        }
+    }
+
+    #[test]
+    fn backoff_doubles_up_to_its_cap() {
+        let policy = policy(serde_json::json!({ "initial_backoff_ms": 100, "max_backoff_ms": 350 }));
+        for (attempt, most) in [(0, 100), (1, 100), (2, 200), (3, 350), (4, 350), (u32::MAX, 350)] {
+            let longest = (0..500).map(|_| policy.backoff(attempt, None)).max().unwrap();
+            let most = Duration::from_millis(most);
+            assert!(longest <= most && longest > most / 2, "{longest:?} after attempt {attempt}");
+        }
+        let shortest = (0..500).map(|_| policy.backoff(3, None)).min().unwrap();
+        assert!(shortest < Duration::from_millis(175), "{shortest:?} is not spread");
+    }
+
+    #[test]
+    fn a_policy_without_a_word_has_its_defaults() {
+        let policy = AsyncPolicy::default();
+        assert_eq!((policy.attempts(), policy.age()), (3, Duration::from_secs(86_400)));
+        assert_eq!((policy.destination(true), policy.destination(false)), (None, None));
+        assert!(policy.backoff(1, None) <= Duration::from_secs(1));
+        assert!(policy.backoff(u32::MAX, None) <= Duration::from_secs(300));
+        assert_eq!(serde_json::to_value(&policy).unwrap(), serde_json::json!({}));
+    }
+
+    /// Where a policy is wrong.
+    fn wrong(json: serde_json::Value) -> Vec<String> {
+        let mut found = Vec::new();
+        policy(json).check("/async", &mut found);
+        found.into_iter().map(|violation| violation.pointer).collect()
+    }
+
+    #[test]
+    fn a_policy_is_checked_field_by_field() {
+        let callback = |url: &str| serde_json::json!({ "on_success": { "callback": { "url": url } } });
+        let at_url = "/async/on_success/callback/url";
+        let cases = [
+            (serde_json::json!({ "max_attempts": 0 }), "/async/max_attempts"),
+            (serde_json::json!({ "max_attempts": 101 }), "/async/max_attempts"),
+            (serde_json::json!({ "max_age_ms": 0 }), "/async/max_age_ms"),
+            (serde_json::json!({ "retry_statuses": [500, 399] }), "/async/retry_statuses"),
+            (serde_json::json!({ "retry_statuses": [600] }), "/async/retry_statuses"),
+            (callback("ftp://example.org/"), at_url),
+            (callback("https://"), at_url),
+            (callback("https:///path"), at_url),
+            (callback("https://exa mple.org/"), at_url),
+            (callback("example.org"), at_url),
+            (callback(""), at_url),
+            (serde_json::json!({ "max_atempts": 3 }), "/async/max_atempts"),
+        ];
+        for (json, at) in cases {
+            assert_eq!(wrong(json.clone()), [at], "{json}");
+        }
+        let all = serde_json::json!({
+            "max_attempts": 0, "max_age_ms": 0, "retry_statuses": [1],
+            "on_success": { "callback": { "url": "1" } }, "on_failure": { "callback": { "url": "2" } }, "more": 1,
+        });
+        assert_eq!(wrong(all).len(), 6, "all of it is named at once");
+    }
+
+    #[test]
+    fn a_policy_that_says_everything_is_right_and_reads_back() {
+        let json = serde_json::json!({
+            "max_attempts": 100, "initial_backoff_ms": 0, "max_backoff_ms": 1, "max_age_ms": 1,
+            "retry_classes": ["function", "timeout"], "retry_statuses": [400, 599], "at_least_once": true,
+            "drop_failed": true, "on_success": { "function": "next" },
+            "on_failure": { "callback": { "url": "http://127.0.0.1:8080/hook?a=b", "secret": "hook" } },
+        });
+        assert_eq!(wrong(json.clone()), Vec::<String>::new());
+        assert_eq!(serde_json::to_value(policy(json.clone())).unwrap(), json);
+    }
+
+    #[test]
+    fn a_misspelt_field_of_a_callback_is_refused() {
+        let json = serde_json::json!({ "on_success": { "callback": { "url": "https://example.org", "secrt": "a" } } });
+        let error = serde_json::from_value::<AsyncPolicy>(json).unwrap_err();
+        assert!(error.to_string().contains("secrt"), "{error}");
+    }
+}

@@ -18,6 +18,11 @@
 //! function_gateway_testkit::invocation_store_conformance!(open());
 //! function_gateway_testkit::audit_log_conformance!(open());
 //! function_gateway_testkit::api_key_store_conformance!(open());
+//! function_gateway_testkit::document_store_conformance!(open());
+//!
+//! mod queue {
+//!     function_gateway_testkit::invocation_queue_conformance!(super::open());
+//! }
 //! # fn main() {}
 //! ```
 //!
@@ -284,6 +289,7 @@ macro_rules! document_store_conformance {
             a_list_of_documents_stays_whole_while_they_come_and_go
             tenants_do_not_see_each_others_documents
             a_deleted_document_is_gone
+            texts_of_documents_are_checked
             cursors_of_other_lists_give_no_documents
         }
     };

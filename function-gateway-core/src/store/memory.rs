@@ -1,8 +1,10 @@
 //! Stores in this process's memory: for tests, trials, and hosts that need nothing to survive a restart.
 
 mod audit;
+mod documents;
 mod functions;
 mod keys;
+mod queue;
 mod records;
 
 use std::fmt;
@@ -13,16 +15,21 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use self::audit::Events;
+use self::documents::Documents;
 use self::functions::Functions;
 use self::keys::Keys;
+use self::queue::Queue;
 use self::records::Records;
 use super::{
-    ApiKeyStore, CursorKind, Durability, FunctionFilter, FunctionStore, InvocationStore, Lease, Page, PageRequest,
+    ApiKeyStore, CursorKind, DocumentStore, Durability, FunctionFilter, FunctionStore, InvocationStore, Lease, Page,
+    PageRequest, StoredDocument,
 };
 use crate::{
-    ApiKey, ApiKeyId, AuditEvent, AuditFilter, AuditLog, Clock, Cursor, Function, FunctionId, FunctionKey,
-    FunctionStatus, GatewayId, Generation, InvocationId, InvocationRecord, RecordFilter, Result, Retention, Revision,
-    Statistics, StatisticsQuery, SystemClock, TenantId, Timestamp, Version,
+    Acceptance, Accepted, ApiKey, ApiKeyId, AuditEvent, AuditFilter, AuditLog, Cancelling, Clock, Cursor,
+    DeadLetterFilter, Dispatch, Function, FunctionId, FunctionKey, FunctionName, FunctionStatus, GatewayId, Generation,
+    InvocationId, InvocationQueue, InvocationRecord, QueueDepth, QueueLease, QueueNotifier, QueueSignal,
+    QueuedInvocation, RecordFilter, Result, Retention, Revision, Settled, Settlement, Statistics, StatisticsQuery,
+    SystemClock, TakeRequest, Taken, TenantId, Timestamp, Version,
 };
 
 /// How much a [`MemoryStore`] holds, and by which clock leases run out.
@@ -44,7 +51,8 @@ pub struct MemoryStoreOptions {
     /// newest, nor one that is in the function's route or still in an engine.
     pub max_revisions_per_function: usize,
     /// How many records it keeps; 10,000 unless set. Beyond that those that ended first are forgotten. Beginning an
-    /// execution while that many are running fails with [`ErrorKind::Store`](crate::ErrorKind::Store).
+    /// execution while that many are running fails with [`ErrorKind::Store`](crate::ErrorKind::Store). Records of what waits
+    /// in the queue, or is executed from it, are beside those.
     pub max_records: usize,
     /// How many bytes of payloads, results and logs it keeps with records; 256 MiB unless set. Beyond that the records
     /// that ended first are forgotten.
@@ -57,6 +65,16 @@ pub struct MemoryStoreOptions {
     pub max_api_keys: usize,
     /// How many audit events of all tenants together it keeps; 10,000 unless set. Beyond that the oldest are forgotten.
     pub max_audit_events: usize,
+    /// How many invocations its queue holds, those that have ended included; 100,000 unless set. Beyond that those that
+    /// would be forgotten next are, but never one that has not ended, nor a dead letter. Accepting one while that many are of
+    /// those fails with [`ErrorKind::Store`](crate::ErrorKind::Store).
+    pub max_queued: usize,
+    /// How many bytes of payloads and answers it keeps with the queue; 256 MiB unless set. Beyond that it is as beyond
+    /// `max_queued`, and an answer that finds no room is not kept.
+    pub max_queue_bytes: u64,
+    /// How many documents it takes; 100,000 unless set. Adding more fails with
+    /// [`ErrorKind::Store`](crate::ErrorKind::Store).
+    pub max_documents: usize,
     /// The clock by which leases run out; the system's unless set.
     pub clock: Arc<dyn Clock>,
 }
@@ -71,6 +89,9 @@ impl Default for MemoryStoreOptions {
             max_rollups: 100_000,
             max_api_keys: 100_000,
             max_audit_events: 10_000,
+            max_queued: 100_000,
+            max_queue_bytes: 256 * 1024 * 1024,
+            max_documents: 100_000,
             clock: Arc::new(SystemClock),
         }
     }
@@ -126,6 +147,27 @@ impl MemoryStoreOptions {
         self
     }
 
+    /// Sets how many invocations its queue holds.
+    #[must_use]
+    pub fn with_max_queued(mut self, count: usize) -> Self {
+        self.max_queued = count;
+        self
+    }
+
+    /// Sets how many bytes of payloads and answers it keeps with the queue.
+    #[must_use]
+    pub fn with_max_queue_bytes(mut self, bytes: u64) -> Self {
+        self.max_queue_bytes = bytes;
+        self
+    }
+
+    /// Sets how many documents it takes.
+    #[must_use]
+    pub fn with_max_documents(mut self, count: usize) -> Self {
+        self.max_documents = count;
+        self
+    }
+
     /// Sets the clock by which leases run out.
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
@@ -134,8 +176,8 @@ impl MemoryStoreOptions {
     }
 }
 
-/// Keeps functions, records, audit events and API keys in the memory of this process, up to the limits of
-/// [`MemoryStoreOptions`].
+/// Keeps functions, records, a queue, audit events, API keys and documents in the memory of this process, up to the limits
+/// of [`MemoryStoreOptions`].
 ///
 /// What it keeps dies with it, so [`Durability::Durable`] is no more than [`Durability::Buffered`] here.
 ///
@@ -146,9 +188,14 @@ pub struct MemoryStore {
     gateway: GatewayId,
     clock: Arc<dyn Clock>,
     functions: RwLock<Functions>,
+    /// Where both are locked, the queue is first.
+    queue: Mutex<Queue>,
     records: Mutex<Records>,
     audit: Mutex<Events>,
     keys: RwLock<Keys>,
+    documents: RwLock<Documents>,
+    arrivals: QueueNotifier,
+    endings: QueueNotifier,
 }
 
 impl MemoryStore {
@@ -164,9 +211,13 @@ impl MemoryStore {
         Self {
             gateway,
             functions: RwLock::new(Functions::new(&options)),
+            queue: Mutex::new(Queue::new(&options)),
             records: Mutex::new(Records::new(&options)),
             audit: Mutex::new(Events::new(&options)),
             keys: RwLock::new(Keys::new(&options)),
+            documents: RwLock::new(Documents::new(&options)),
+            arrivals: QueueNotifier::default(),
+            endings: QueueNotifier::default(),
             clock: options.clock,
         }
     }
@@ -183,6 +234,17 @@ impl MemoryStore {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a step of the queue and of its records as one, at the time of the store.
+    fn step<T>(&self, step: impl FnOnce(&mut Queue, &mut Records, Timestamp) -> T) -> T {
+        let mut queue = self.queue();
+        let mut records = self.records();
+        step(&mut queue, &mut records, self.clock.now())
+    }
+
     fn audit(&self) -> MutexGuard<'_, Events> {
         self.audit.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -193,6 +255,14 @@ impl MemoryStore {
 
     fn write_keys<T>(&self, write: impl FnOnce(&mut Keys) -> T) -> T {
         write(&mut self.keys.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn read_documents<T>(&self, read: impl FnOnce(&Documents) -> T) -> T {
+        read(&self.documents.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write_documents<T>(&self, write: impl FnOnce(&mut Documents) -> T) -> T {
+        write(&mut self.documents.write().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Does something with the records once all of them are indexed. Lets others in between the batches of that.
@@ -215,6 +285,7 @@ impl fmt::Debug for MemoryStore {
             .field("gateway", &self.gateway)
             .field("functions", &self.read(Functions::len))
             .field("records", &self.records().len())
+            .field("queued", &self.queue().len())
             .finish_non_exhaustive()
     }
 }
@@ -413,6 +484,130 @@ impl ApiKeyStore for MemoryStore {
 
     async fn revoke_key(&self, tenant: &TenantId, id: ApiKeyId, at: Timestamp) -> Result<Arc<ApiKey>> {
         self.write_keys(|keys| keys.revoke(tenant, id, at))
+    }
+}
+
+#[async_trait]
+impl InvocationQueue for MemoryStore {
+    async fn accept(&self, acceptance: Acceptance) -> Result<Accepted> {
+        let accepted = self.step(|queue, records, now| queue.accept(acceptance, records, now))?;
+        if matches!(accepted, Accepted::New { .. }) {
+            self.arrivals.notify();
+        }
+        Ok(accepted)
+    }
+
+    async fn take(&self, request: &TakeRequest) -> Result<Taken> {
+        let mut queue = self.queue();
+        let now = self.clock.now();
+        Ok(queue.take(request, now))
+    }
+
+    async fn dispatch(&self, lease: &QueueLease, dispatch: Dispatch) -> Result<()> {
+        self.step(|queue, records, now| queue.dispatch(lease, dispatch, records, now))
+    }
+
+    async fn settle(&self, lease: &QueueLease, settlement: Settlement) -> Result<()> {
+        let ends = matches!(settlement.settled, Settled::Ended { .. });
+        let arrives = !ends || !settlement.followers.is_empty();
+        self.step(|queue, records, now| queue.settle(lease, settlement, records, now))?;
+        if arrives {
+            self.arrivals.notify();
+        }
+        if ends {
+            self.endings.notify();
+        }
+        Ok(())
+    }
+
+    async fn cancel(&self, tenant: &TenantId, id: InvocationId, lease: Duration) -> Result<Cancelling> {
+        let mut queue = self.queue();
+        let now = self.clock.now();
+        queue.cancel(tenant, id, lease, now)
+    }
+
+    async fn cancelled(&self, ids: &[InvocationId]) -> Result<Vec<InvocationId>> {
+        Ok(self.queue().cancelled(ids))
+    }
+
+    async fn queued(&self, tenant: &TenantId, id: InvocationId) -> Result<Option<Arc<QueuedInvocation>>> {
+        Ok(self.queue().get(tenant, id))
+    }
+
+    async fn dead_letters(
+        &self,
+        tenant: &TenantId,
+        filter: &DeadLetterFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<QueuedInvocation>>> {
+        let Page { items, next, .. } = self.queue().dead_letters(tenant, filter, page)?;
+        Ok(Page::new(items.iter().map(|item| Arc::new(queue::without_bodies(item))).collect(), next))
+    }
+
+    async fn redrive(
+        &self,
+        tenant: &TenantId,
+        id: InvocationId,
+        acceptance: Acceptance,
+        keep_for: Duration,
+    ) -> Result<()> {
+        self.step(|queue, records, now| queue.redrive(tenant, id, acceptance, keep_for, records, now))?;
+        self.arrivals.notify();
+        Ok(())
+    }
+
+    async fn purge(&self, tenant: &TenantId, id: InvocationId) -> Result<()> {
+        let mut queue = self.queue();
+        let now = self.clock.now();
+        queue.purge(tenant, id, now)
+    }
+
+    async fn depth(&self, tenant: &TenantId, name: Option<&FunctionName>) -> Result<QueueDepth> {
+        Ok(self.queue().depth(tenant, name))
+    }
+
+    async fn pinned(&self, function: FunctionId, generation: Generation) -> Result<u64> {
+        Ok(self.queue().pinned(function, generation))
+    }
+
+    async fn expire(&self, limit: usize) -> Result<u64> {
+        let mut queue = self.queue();
+        let now = self.clock.now();
+        Ok(queue.expire(limit, now))
+    }
+
+    fn arrivals(&self) -> QueueSignal {
+        self.arrivals.signal()
+    }
+
+    fn endings(&self) -> QueueSignal {
+        self.endings.signal()
+    }
+}
+
+#[async_trait]
+impl DocumentStore for MemoryStore {
+    async fn put_document(&self, document: &StoredDocument, expected: Option<Version>) -> Result<StoredDocument> {
+        let document = document.clone();
+        self.write_documents(|documents| documents.put(document, expected))
+    }
+
+    async fn document(&self, tenant: &TenantId, kind: &str, name: &str) -> Result<Option<StoredDocument>> {
+        Ok(self.read_documents(|documents| documents.get(tenant, kind, name)))
+    }
+
+    async fn documents(&self, tenant: &TenantId, kind: &str, page: &PageRequest) -> Result<Page<StoredDocument>> {
+        self.read_documents(|documents| documents.list(tenant, kind, page))
+    }
+
+    async fn delete_document(
+        &self,
+        tenant: &TenantId,
+        kind: &str,
+        name: &str,
+        expected: Option<Version>,
+    ) -> Result<()> {
+        self.write_documents(|documents| documents.delete(tenant, kind, name, expected))
     }
 }
 

@@ -330,6 +330,13 @@ pub struct StoredDocument {
 }
 
 impl StoredDocument {
+    /// The greatest length of a kind, in bytes.
+    pub const MAX_KIND: usize = 64;
+    /// The greatest length of a name, in bytes.
+    pub const MAX_NAME: usize = 255;
+    /// The greatest length of the content, in bytes.
+    pub const MAX_CONTENT: usize = 256 * 1024;
+
     /// A new document.
     #[must_use]
     pub fn new(tenant: TenantId, kind: impl Into<String>, name: impl Into<String>, content: impl Into<String>) -> Self {
@@ -350,6 +357,7 @@ pub trait DocumentStore: fmt::Debug + Send + Sync + 'static {
     /// or the successor of `expected`.
     ///
     /// # Errors
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) where one of its texts is too long or has a `U+0000`;
     /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists) for a new one whose name is taken;
     /// [`NotFound`](crate::ErrorKind::NotFound) where there is nothing to replace;
     /// [`Conflict`](crate::ErrorKind::Conflict) where the version differs.
@@ -435,6 +443,35 @@ fn key_exists(id: ApiKeyId) -> Error {
 
 pub(crate) fn key_not_found(id: ApiKeyId) -> Error {
     Error::new(ErrorKind::NotFound, "there is no such API key").with_context("key", id.to_string())
+}
+
+/// What the texts of a document have to be.
+fn check_document(document: &StoredDocument) -> Result<()> {
+    let StoredDocument { kind, name, content, .. } = document;
+    let texts = [
+        ("kind", kind, StoredDocument::MAX_KIND),
+        ("name", name, StoredDocument::MAX_NAME),
+        ("content", content, StoredDocument::MAX_CONTENT),
+    ];
+    match texts.into_iter().find(|(_, text, max)| text.len() > *max || text.contains('\0')) {
+        Some((what, _, max)) => {
+            let message = format!("the {what} of a document has at most {max} bytes and no U+0000");
+            Err(Error::new(ErrorKind::InvalidArgument, message))
+        }
+        None => Ok(()),
+    }
+}
+
+fn document_exists(name: &str) -> Error {
+    Error::new(ErrorKind::AlreadyExists, "there is a document of this name already").with_context("document", name)
+}
+
+fn document_not_found(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, "there is no such document").with_context("document", name)
+}
+
+fn document_changed(name: &str) -> Error {
+    Error::new(ErrorKind::Conflict, "the document has changed in the meantime").with_context("document", name)
 }
 
 fn event_exists(event: &AuditEvent) -> Error {

@@ -45,13 +45,16 @@ async fn delete(store: &Store, document: &StoredDocument, expected: Option<Versi
 /// A document is read as it was added, with its first version, by its name and in the list, whatever it is named and holds.
 pub async fn a_document_reads_back_as_it_was_added(store: Store) {
     let tenant = tenant();
-    let long = ("k".repeat(64), "ä".repeat(127), "x".repeat(256 * 1024));
+    let long =
+        [StoredDocument::MAX_KIND, StoredDocument::MAX_NAME, StoredDocument::MAX_CONTENT].map(|len| "x".repeat(len));
+    let [longest_kind, longest_name, longest_content] = long;
     let documents = [
         StoredDocument::new(tenant.clone(), "subscription", "plain", r#"{"a": 1}"#),
         StoredDocument::new(tenant.clone(), NASTY, NASTY, NASTY),
         StoredDocument::new(tenant.clone(), "subscription", "empty", ""),
         StoredDocument::new(tenant.clone(), "", "", "nameless"),
-        StoredDocument::new(tenant.clone(), long.0, long.1, long.2),
+        StoredDocument::new(tenant.clone(), "subscription", "ä".repeat(StoredDocument::MAX_NAME / 2), ""),
+        StoredDocument::new(tenant.clone(), longest_kind, longest_name, longest_content),
     ];
     for document in &documents {
         assert_eq!(get(&store, document).await, None);
@@ -231,6 +234,27 @@ pub async fn a_deleted_document_is_gone(store: Store) {
             assert_eq!(refused(result), ErrorKind::NotFound);
         }
     }
+}
+
+/// Texts that are too long, or that not every database takes, are refused.
+pub async fn texts_of_documents_are_checked(store: Store) {
+    let tenant = tenant();
+    let text = |len: usize| "x".repeat(len);
+    let cases = [
+        StoredDocument::new(tenant.clone(), text(StoredDocument::MAX_KIND + 1), "name", ""),
+        StoredDocument::new(tenant.clone(), "kind", text(StoredDocument::MAX_NAME + 1), ""),
+        StoredDocument::new(tenant.clone(), "kind", "name", text(StoredDocument::MAX_CONTENT + 1)),
+        StoredDocument::new(tenant.clone(), "a\0b", "name", ""),
+        StoredDocument::new(tenant.clone(), "kind", "\0", ""),
+        StoredDocument::new(tenant.clone(), "kind", "name", "\0"),
+    ];
+    for document in &cases {
+        for expected in [None, Some(Version::FIRST)] {
+            let result = store.put_document(document, expected).await;
+            assert_eq!(refused(result), ErrorKind::InvalidArgument);
+        }
+    }
+    assert_eq!(list(&store, &tenant, "kind", 10).await, []);
 }
 
 /// Lists refuse cursors of other lists, and what is no cursor.

@@ -12,8 +12,9 @@ use crate::store::page::{invalid_cursor, place_in_time, read_place_in_time};
 use crate::store::statistics::{Minute, Rollup};
 use crate::store::{check_begin, check_finish, kept_bytes, record_exists, record_is_final};
 use crate::{
-    CursorKind, Error, ErrorKind, FunctionId, FunctionKey, FunctionName, InvocationId, InvocationRecord, Page,
-    PageRequest, RecordFilter, Result, Retention, Statistics, StatisticsQuery, TenantId, Timestamp,
+    CursorKind, Error, ErrorKind, FunctionId, FunctionKey, FunctionName, InvocationId, InvocationRecord,
+    InvocationState, Page, PageRequest, RecordFilter, Result, Retention, Statistics, StatisticsQuery, TenantId,
+    Timestamp,
 };
 
 /// The place of a record in a list.
@@ -103,6 +104,8 @@ pub(super) struct Records {
     fresh: VecDeque<Arc<InvocationRecord>>,
     /// All others.
     index: Index,
+    /// How many are of invocations that the queue holds and that have not ended. Its own limit goes for them.
+    queued: usize,
     /// How many bytes of payloads, results and logs there are.
     kept_bytes: u64,
     rollups: Rollups,
@@ -119,6 +122,7 @@ impl Records {
             by_id: HashMap::default(),
             fresh: VecDeque::new(),
             index: Index::default(),
+            queued: 0,
             kept_bytes: 0,
             rollups: Rollups { max: options.max_rollups, count: 0, minutes: BTreeMap::new() },
         }
@@ -130,18 +134,58 @@ impl Records {
 
     pub(super) fn begin(&mut self, record: Arc<InvocationRecord>) -> Result<()> {
         check_begin(&record)?;
-        if self.by_id.contains_key(&record.id) {
+        if self.contains(record.id) {
             return Err(record_exists(&record));
         }
-        if self.len() >= self.max_records && !self.forget_oldest() {
-            let message = format!("the store is full: {} executions are running (max_records)", self.len());
+        if self.limited() >= self.max_records && !self.forget_oldest() {
+            let message = format!("the store is full: {} executions are running (max_records)", self.limited());
             return Err(Error::new(ErrorKind::Store, message));
         }
+        self.insert(record);
+        Ok(())
+    }
+
+    /// Keeps the record of an invocation that the queue holds from now on.
+    pub(super) fn accept(&mut self, record: Arc<InvocationRecord>) -> Result<()> {
+        check_begin(&record)?;
+        if self.contains(record.id) {
+            return Err(record_exists(&record));
+        }
+        self.queued += 1;
+        self.insert(record);
+        Ok(())
+    }
+
+    /// Notes how far an invocation is that the queue holds.
+    pub(super) fn set_state(&mut self, id: InvocationId, state: InvocationState) {
+        let Some(record) = self.by_id.get_mut(&id).filter(|record| !record.state.is_final()) else { return };
+        Arc::make_mut(record).state = state;
+        self.index.insert(record);
+    }
+
+    /// Ends an invocation that the queue held. A record that is final already stays as it is.
+    pub(super) fn end(&mut self, record: Option<Arc<InvocationRecord>>, was_accepted: bool) {
+        self.queued = self.queued.saturating_sub(usize::from(was_accepted));
+        if let Some(record) = record {
+            drop(self.finish(record));
+        }
+        self.keep_bounds();
+    }
+
+    pub(super) fn contains(&self, id: InvocationId) -> bool {
+        self.by_id.contains_key(&id)
+    }
+
+    /// How many there are that `max_records` goes for.
+    fn limited(&self) -> usize {
+        self.len().saturating_sub(self.queued)
+    }
+
+    fn insert(&mut self, record: Arc<InvocationRecord>) {
         self.kept_bytes += stored_bytes(&record);
         self.index.insert(&record);
         self.by_id.insert(record.id, record);
         self.keep_bounds();
-        Ok(())
     }
 
     pub(super) fn finish(&mut self, record: Arc<InvocationRecord>) -> Result<()> {
@@ -172,7 +216,7 @@ impl Records {
     }
 
     fn keep_bounds(&mut self) {
-        while (self.len() > self.max_records || self.kept_bytes > self.max_kept_bytes) && self.forget_oldest() {}
+        while (self.limited() > self.max_records || self.kept_bytes > self.max_kept_bytes) && self.forget_oldest() {}
     }
 
     /// Forgets the record that ended first. Says whether there was one.
@@ -323,7 +367,7 @@ mod tests {
 
     use super::super::tests::{function_of, time};
     use super::*;
-    use crate::{InvocationState, KeptBytes};
+    use crate::KeptBytes;
 
     fn running(name: &str, at: Timestamp) -> InvocationRecord {
         let mut revision = function_of(name).1;
