@@ -58,7 +58,7 @@ pub(super) struct Redriving {
 }
 
 impl New {
-    fn new(acceptance: Acceptance) -> Result<Self> {
+    fn of(acceptance: Acceptance) -> Result<Self> {
         let Acceptance { submission, record, due, limits, lease } = acceptance;
         let record = record.map(|record| {
             check_begin(&record)?;
@@ -87,7 +87,7 @@ impl New {
 
 impl Step {
     pub(super) fn accept(acceptance: Acceptance) -> Result<Self> {
-        Ok(Self::Accept(New::new(acceptance)?))
+        Ok(Self::Accept(New::of(acceptance)?))
     }
 
     pub(super) fn dispatch(lease: QueueLease, dispatch: Dispatch) -> Self {
@@ -105,12 +105,12 @@ impl Step {
         };
         let body = progress.answer.as_mut().and_then(|answer| answer.body.take());
         let progress = json(&progress).map_err(Fault::into_error)?;
-        let followers = followers.into_iter().map(New::new).collect::<Result<_>>()?;
+        let followers = followers.into_iter().map(New::of).collect::<Result<_>>()?;
         Ok(Self::Settle(Settling { lease, id: lease.id.to_string(), settled, record, progress, body, followers }))
     }
 
     pub(super) fn redrive(tenant: TenantId, of: InvocationId, new: Acceptance, keep_for: Duration) -> Result<Self> {
-        Ok(Self::Redrive(Redriving { tenant, of, id: of.to_string(), keep_for, new: New::new(new)? }))
+        Ok(Self::Redrive(Redriving { tenant, of, id: of.to_string(), keep_for, new: New::of(new)? }))
     }
 
     /// What it accepts.
@@ -405,9 +405,7 @@ impl<'a> Steps<'a> {
         let held = self.leased(lease)?;
         let attempt = i64::from(dispatch.attempt);
         let prolongs = held.state == QueueState::Running && held.attempts == attempt;
-        if !prolongs {
-            (held.state, held.attempts, held.repeatable) = (QueueState::Running, attempt, dispatch.repeatable);
-        }
+        (held.state, held.attempts, held.repeatable) = (QueueState::Running, attempt, dispatch.repeatable);
         let is_sooner = held.due_at.is_none_or(|before| until < before);
         held.due_at = Some(until);
         if matches!(held.change, Changed::Nothing) {
@@ -424,10 +422,6 @@ impl<'a> Steps<'a> {
     }
 
     fn settle(&mut self, settling: &'a Settling, records: &mut Records<'a>) -> Result<()> {
-        self.leased(settling.lease)?;
-        if let Some(record) = &settling.record {
-            records.check(record)?;
-        }
         let now = self.now;
         let again = match &settling.settled {
             Settled::Again { due, .. } => Some(self.due_at(*due)),
@@ -456,7 +450,10 @@ impl<'a> Steps<'a> {
         if let Some(due_at) = again {
             self.depths.due(key.tenant.as_str(), due_at);
         }
-        if let Some(record) = &settling.record {
+        if let Some(record) = &settling.record
+            && records.check(record).is_ok()
+        {
+            // One that is final already stays as it is.
             records.put(record);
         }
         for follower in &settling.followers {

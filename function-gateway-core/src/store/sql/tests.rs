@@ -228,7 +228,8 @@ fn ending(acceptance: &Acceptance, dead: bool) -> Settlement {
     Settlement::new(settled, Progress::default())
 }
 
-fn lease_of(accepted: Accepted) -> QueueLease {
+async fn leased(store: &SqlStore, acceptance: &Acceptance) -> QueueLease {
+    let accepted = store.accept(acceptance.clone().with_lease(LEASE)).await.unwrap();
     let Accepted::New { lease: Some(lease) } = accepted else { panic!("{accepted:?} has no lease") };
     lease
 }
@@ -244,7 +245,7 @@ async fn a_step_whose_commit_is_not_answered_is_made_once() {
         let mut keyed = acceptance(&revision);
         Arc::get_mut(&mut keyed.submission).unwrap().idempotency = Some(IdempotencyKey::new("key", "same"));
         tell();
-        let lease = lease_of(store.accept(keyed.clone().with_lease(LEASE)).await.unwrap());
+        let lease = leased(&store, &keyed).await;
         tell();
         store.dispatch(&lease, Dispatch::new(1, LEASE)).await.unwrap();
         let mut ending = ending(&keyed, true);
@@ -281,15 +282,16 @@ async fn a_step_that_others_went_on_from_before_its_answer_came_is_not_made_agai
     let new = acceptance(&revision);
     let overtake = || next.lock().unwrap().push_back(Commit::Overtaken);
     overtake();
-    let lease = lease_of(store.accept(new.clone().with_lease(LEASE)).await.unwrap());
+    let lease = leased(&store, &new).await;
     assert_eq!(store.queued(&tenant, lease.id).await.unwrap(), None, "it is not accepted a second time");
 
     let new = acceptance(&revision);
-    let lease = lease_of(store.accept(new.clone().with_lease(LEASE)).await.unwrap());
+    let lease = leased(&store, &new).await;
     overtake();
     store.dispatch(&lease, Dispatch::new(1, LEASE)).await.unwrap();
+
     let new = acceptance(&revision);
-    let lease = lease_of(store.accept(new.clone().with_lease(LEASE)).await.unwrap());
+    let lease = leased(&store, &new).await;
     overtake();
     store.settle(&lease, ending(&new, false)).await.unwrap();
     assert_eq!(InvocationStore::get(&store, &tenant, lease.id).await.unwrap(), None);
