@@ -78,7 +78,8 @@ impl Area {
     fn may_use(self, other: Self) -> bool {
         match self {
             Self::Core => false,
-            Self::Driver | Self::Middleware | Self::Rest | Self::Events | Self::Testkit => other == Self::Core,
+            Self::Driver | Self::Middleware | Self::Events | Self::Testkit => other == Self::Core,
+            Self::Rest => matches!(other, Self::Core | Self::Events),
             Self::Facade => !matches!(other, Self::Testkit | Self::Unpublished),
             Self::Unpublished => true,
         }
