@@ -349,12 +349,12 @@ async fn what_can_t_be_accepted_is_refused_at_the_door() {
     assert_eq!(own["id"], id);
     let full = submission(&server, "echo").send().await.unwrap();
     assert_eq!(header(&full, "retry-after"), "1");
-    assert_eq!(problem(full, 429, "rate_limited").await["context"]["limit"], "per_function");
+    assert_eq!(problem(full, 429, "rate_limited").await["context"]["limit"], "max_per_function");
     let twice = submission(&server, "third").header("x-function-invocation-id", id).send().await.unwrap();
     problem(twice, 409, "already_exists").await;
     accepted(submission(&server, "third")).await;
     let full = submission(&server, "greet").body("{\"name\": 1}").send().await.unwrap();
-    assert_eq!(problem(full, 429, "rate_limited").await["context"]["limit"], "per_tenant");
+    assert_eq!(problem(full, 429, "rate_limited").await["context"]["limit"], "max_per_tenant");
 
     tokio::spawn({
         let gateway = server.gateway.clone();
