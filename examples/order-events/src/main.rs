@@ -26,7 +26,7 @@ async fn main() -> Result<()> {
 
     // Everything is in one file: functions, the queue, subscriptions, records.
     let store = Arc::new(SqlStore::open(&format!("sqlite:{}", folder.path().join("shop.db").display())).await?);
-    let local = LocalProcess::new(LocalProcessConfig::new().with_search_path(["/usr/bin".into(), "/bin".into()]))?;
+    let local = LocalProcess::new(LocalProcessConfig::new().with_search_path(["/usr/bin", "/bin"]))?;
     let gateway = Gateway::builder()
         .store(Arc::clone(&store))
         .driver("local".parse()?, Arc::new(local))

@@ -9,13 +9,20 @@ use std::time::Duration;
 
 use function_gateway_core::store::sql::SqlStore;
 use function_gateway_core::{
-    Durability, InvocationId, InvocationStore, PageRequest, RecordFilter, StatisticsQuery, Timestamp,
+    Dispatch, Durability, ErrorKind, IdempotencyKey, InvocationId, InvocationQueue, InvocationState, InvocationStore,
+    PageRequest, Progress, QueueLimits, QueueState, RecordFilter, Revision, Settled, Settlement, StatisticsQuery,
+    TakeRequest, Timestamp,
 };
 
-use crate::common::{Database, ended, function, open, options, running, tenant, variable};
+use crate::common::{
+    Database, acceptance, assert_counted, ended, function, open, options, running, succeeded, tenant, variable,
+};
 
 /// How many records the recorder has in its buffer at most, and so may lose.
 const BUFFERED: usize = 64;
+/// After it what a killed process had taken is taken again.
+const LEASE: Duration = Duration::from_secs(2);
+const LONG: Duration = Duration::from_secs(3600);
 
 /// `cargo xtask soak --times` multiplies it; 50 with its default.
 pub(crate) fn soak_count() -> u64 {
@@ -39,8 +46,63 @@ async fn recorder() {
     println!();
     let options = options().with_max_buffered_records(BUFFERED).with_flush_interval(Duration::from_millis(5));
     let store = SqlStore::connect(&url, options).await.unwrap();
-    let tasks = (0..16).map(|number| tokio::spawn(record(store.clone(), number)));
-    futures_util::future::join_all(tasks).await;
+    let recorders = (0..16).map(|number| tokio::spawn(record(store.clone(), number)));
+    let submitters = (0..8).map(|number| tokio::spawn(submit(store.clone(), number)));
+    let workers = (0..4).map(|_| tokio::spawn(work(store.clone())));
+    futures_util::future::join_all(recorders.chain(submitters).chain(workers)).await;
+}
+
+/// Invocations of a function that every process knows.
+fn queued_function(number: usize) -> Revision {
+    let mut revision = function(&format!("q{}", number % 3)).1;
+    revision.function = "01a21478-2b1a-704d-a5e4-6be5eaf51c8a".parse().unwrap();
+    revision
+}
+
+async fn submit(store: SqlStore, number: usize) {
+    let revision = queued_function(number);
+    loop {
+        let mut acceptance = acceptance(&revision);
+        let id = acceptance.submission.id;
+        if number.is_multiple_of(2) {
+            let submission = Arc::get_mut(&mut acceptance.submission).unwrap();
+            submission.idempotency = Some(IdempotencyKey::new(id.to_string(), "same"));
+            acceptance = acceptance.with_limits(QueueLimits::new(1_000_000, 1_000_000));
+        }
+        store.accept(acceptance).await.unwrap();
+        println!("accepted {id}");
+    }
+}
+
+/// Ends what it gets. What somebody who is gone had sent is lost.
+async fn work(store: SqlStore) {
+    let mut arrivals = store.arrivals();
+    loop {
+        let taken = store.take(&TakeRequest::new(4, LEASE)).await.unwrap();
+        for item in &taken.items {
+            let submission = &item.invocation.submission;
+            let mut record = (*succeeded(submission, &queued_function(0))).clone();
+            record.key = submission.key.clone();
+            match item.invocation.state {
+                QueueState::Running => record.state = InvocationState::Lost,
+                _ => match store.dispatch(&item.lease, Dispatch::new(1, LEASE)).await {
+                    Ok(()) => println!("sent {}", item.lease.id),
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}");
+                        continue;
+                    }
+                },
+            }
+            let settled = Settled::Ended { record: Some(Arc::new(record)), dead: false, keep_for: LONG };
+            match store.settle(&item.lease, Settlement::new(settled, Progress::default())).await {
+                Ok(()) => println!("settled {}", item.lease.id),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}"),
+            }
+        }
+        if taken.items.is_empty() {
+            let _ = tokio::time::timeout(taken.next_due.unwrap_or(LEASE), arrivals.changed()).await;
+        }
+    }
 }
 
 async fn record(store: SqlStore, number: usize) {
@@ -65,6 +127,7 @@ pub(crate) async fn a_recorder_that_is_killed(database: Database, times: u64) {
     open(&database, options()).await.close().await;
     let mut random = fastrand::Rng::with_seed(seed());
     let (mut durable, mut buffered) = (BTreeSet::new(), BTreeSet::new());
+    let (mut accepted, mut sent, mut settled) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for _ in 0..times {
         let mut recorder = Command::new(std::env::current_exe().unwrap())
             .args(["crashes::recorder", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
@@ -80,6 +143,15 @@ pub(crate) async fn a_recorder_that_is_killed(database: Database, times: u64) {
             match kind {
                 "durable" => durable.insert(id),
                 "buffered" => buffered.insert(id),
+                "accepted" => accepted.insert(id),
+                "sent" => {
+                    assert!(sent.insert(id), "{id} was sent twice; seed {}", seed());
+                    true
+                }
+                "settled" => {
+                    assert!(settled.insert(id), "{id} has ended twice; seed {}", seed());
+                    true
+                }
                 _ => continue,
             };
             left = left.saturating_sub(1);
@@ -97,6 +169,14 @@ pub(crate) async fn a_recorder_that_is_killed(database: Database, times: u64) {
     let bound = usize::try_from(times).unwrap() * BUFFERED;
     assert!(missing <= bound, "{missing} of {} are missing, more than {bound}; seed {}", buffered.len(), seed());
     assert!(!durable.is_empty() && !buffered.is_empty());
+    for id in &accepted {
+        let queued = store.queued(&tenant(), *id).await.unwrap();
+        let state = queued.as_ref().map(|queued| queued.state);
+        assert!(state.is_some(), "{id} was accepted and is lost; seed {}", seed());
+        assert!(!settled.contains(id) || state == Some(QueueState::Done), "{id} is {state:?}; seed {}", seed());
+    }
+    assert!(!accepted.is_empty() && !settled.is_empty());
+    assert_counted(&database).await;
 }
 
 /// The ids of all records that have ended. There are as many as figures have counted.

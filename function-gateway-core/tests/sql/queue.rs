@@ -104,7 +104,7 @@ async fn at_random(store: SqlStore, revisions: Vec<Revision>, seed: u64) {
             }
             5 if !held.is_empty() => {
                 let (held, _) = &held[random.usize(..held.len())];
-                drop(allowed(store.dispatch(held, Dispatch::new(random.u32(1..3), lease)).await));
+                let _ = allowed(store.dispatch(held, Dispatch::new(random.u32(1..3), lease)).await);
             }
             6..8 if !held.is_empty() => {
                 let (held, submission) = held.swap_remove(random.usize(..held.len()));
@@ -115,7 +115,7 @@ async fn at_random(store: SqlStore, revisions: Vec<Revision>, seed: u64) {
                 if random.bool() {
                     settlement.followers = vec![new(&mut random), new(&mut random)];
                 }
-                drop(allowed(store.settle(&held, settlement).await));
+                let _ = allowed(store.settle(&held, settlement).await);
             }
             8 => {
                 let filter = DeadLetterFilter::default();
@@ -134,7 +134,7 @@ async fn at_random(store: SqlStore, revisions: Vec<Revision>, seed: u64) {
                     let (tenant, id) = (&submission.key.tenant, submission.id);
                     if let Some(Cancelling::Taken(taken)) = allowed(store.cancel(tenant, id, lease).await) {
                         let submission = taken.invocation.submission.clone();
-                        drop(allowed(store.settle(&taken.lease, ended(&submission, &of(&submission), false)).await));
+                        let _ = allowed(store.settle(&taken.lease, ended(&submission, &of(&submission), false)).await);
                     }
                 }
             }

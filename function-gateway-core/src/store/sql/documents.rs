@@ -6,8 +6,8 @@ use super::Operation;
 use super::engine::{Row, Session, Statement, Unreadable, stored};
 use super::fault::{Fault, FaultKind};
 use super::functions::{Pager, Place, limited, number, unreadable};
-use crate::store::StoredDocument;
-use crate::{CursorKind, Error, ErrorKind, Page, PageRequest, TenantId, Version};
+use crate::store::{StoredDocument, check_document, document_changed, document_exists, document_not_found};
+use crate::{CursorKind, Page, PageRequest, TenantId, Version};
 
 /// The form of rows that this program writes, and the latest that it reads.
 const FORMAT: i64 = 1;
@@ -59,6 +59,7 @@ impl Operation for Put<'_> {
     type Answer = StoredDocument;
 
     async fn run(&self, session: &mut dyn Session) -> Result<StoredDocument, Fault> {
+        check_document(self.document)?;
         let StoredDocument { tenant, kind, name, content, .. } = self.document;
         let mut document = self.document.clone();
         let dialect = session.dialect();
@@ -69,14 +70,14 @@ impl Operation for Put<'_> {
             let insert = insert.list([kind.as_bytes(), name.as_bytes(), content.as_bytes()]).sql(", ");
             let insert = insert.list([stored(document.version.get()), FORMAT]).sql(")");
             session.execute(insert).await.map_err(|fault| match fault.is(FaultKind::Duplicate) {
-                true => exists(name).into(),
+                true => document_exists(name).into(),
                 false => fault,
             })?;
             return Ok(document);
         };
         match version(session, (tenant, kind, name)).await? {
-            None => return Err(not_found(name).into()),
-            Some(found) if found != expected => return Err(changed(name).into()),
+            None => return Err(document_not_found(name).into()),
+            Some(found) if found != expected => return Err(document_changed(name).into()),
             Some(_) => document.version = expected.next(),
         }
         let update = dialect.sql("UPDATE fg_documents SET content = ").arg(content.as_bytes()).sql(", version = ");
@@ -139,9 +140,9 @@ impl Operation for Delete<'_> {
     async fn run(&self, session: &mut dyn Session) -> Result<(), Fault> {
         let Self { tenant, kind, name, expected } = self;
         match version(session, (tenant, kind, name)).await? {
-            None => return Err(not_found(name).into()),
+            None => return Err(document_not_found(name).into()),
             Some(found) if expected.is_some_and(|expected| found != expected) => {
-                return Err(changed(name).into());
+                return Err(document_changed(name).into());
             }
             Some(_) => {}
         }
@@ -149,16 +150,4 @@ impl Operation for Delete<'_> {
         session.execute(by_name(delete, tenant, kind, name)).await?;
         Ok(())
     }
-}
-
-fn exists(name: &str) -> Error {
-    Error::new(ErrorKind::AlreadyExists, "there is a document of this name already").with_context("document", name)
-}
-
-fn not_found(name: &str) -> Error {
-    Error::new(ErrorKind::NotFound, "there is no such document").with_context("document", name)
-}
-
-fn changed(name: &str) -> Error {
-    Error::new(ErrorKind::Conflict, "the document has changed in the meantime").with_context("document", name)
 }

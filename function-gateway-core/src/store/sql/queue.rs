@@ -121,13 +121,13 @@ impl Operation for Cancel<'_> {
         let invocation = &mut taken.invocation;
         let Some(due_at) = invocation.due_at.map(Timestamp::as_micros) else { return Ok(Cancelling::Ended) };
         invocation.cancel_requested = true;
-        let now = session.now().await?;
-        if invocation.state != QueueState::Waiting && now < due_at {
+        // Whoever takes it next sees the wish as well, should its lease have run out.
+        if invocation.state != QueueState::Waiting {
             let update = dialect.sql("UPDATE fg_submissions SET cancel_requested = 1 WHERE id = ").arg(id);
             session.execute(update).await?;
             return Ok(Cancelling::Requested);
         }
-        let until = after(now, self.lease);
+        let until = after(session.now().await?, self.lease);
         let update = dialect.sql(TAKE).arg(until).sql(", cancel_requested = 1 WHERE id = ").arg(id);
         session.execute(update).await?;
         if until < due_at {

@@ -59,7 +59,7 @@ pub(super) struct Redriving {
 }
 
 impl New {
-    fn new(acceptance: Acceptance) -> Result<Self> {
+    fn of(acceptance: Acceptance) -> Result<Self> {
         let Acceptance { submission, record, due, limits, lease } = acceptance;
         let record = record.map(|record| {
             check_begin(&record)?;
@@ -88,7 +88,7 @@ impl New {
 
 impl Step {
     pub(super) fn accept(acceptance: Acceptance) -> Result<Self> {
-        Ok(Self::Accept(New::new(acceptance)?))
+        Ok(Self::Accept(New::of(acceptance)?))
     }
 
     pub(super) fn dispatch(lease: QueueLease, dispatch: Dispatch) -> Self {
@@ -106,21 +106,13 @@ impl Step {
         };
         let body = progress.answer.as_mut().and_then(|answer| answer.body.take());
         let progress = json(&progress).map_err(Fault::into_error)?;
-        let followers = followers.into_iter().map(New::new).collect::<Result<_>>()?;
-        Ok(Self::Settle(Settling {
-            lease,
-            id: lease.id.to_string(),
-            settled,
-            record,
-            progress,
-            body,
-            followers,
-            free_key,
-        }))
+        let followers = followers.into_iter().map(New::of).collect::<Result<_>>()?;
+        let id = lease.id.to_string();
+        Ok(Self::Settle(Settling { lease, id, settled, record, progress, body, followers, free_key }))
     }
 
     pub(super) fn redrive(tenant: TenantId, of: InvocationId, new: Acceptance, keep_for: Duration) -> Result<Self> {
-        Ok(Self::Redrive(Redriving { tenant, of, id: of.to_string(), keep_for, new: New::new(new)? }))
+        Ok(Self::Redrive(Redriving { tenant, of, id: of.to_string(), keep_for, new: New::of(new)? }))
     }
 
     /// What it accepts.
@@ -246,12 +238,13 @@ impl<'a> Steps<'a> {
         }
         this.lock_rows(session, &ids.into_iter().collect::<Vec<_>>()).await?;
         this.read_progress(session, &steps).await?;
-        this.read_keys(session, news()).await?;
-        if steps.iter().any(|step| step.is_limited()) {
+        // Whoever brings a key to a function holds its row first, so that two never meet where keys are inserted.
+        if steps.iter().any(|step| step.is_limited()) || news().any(|new| new.submission.idempotency.is_some()) {
             let keys = news().map(|new| &new.submission.key).chain(this.held.values().map(|held| &held.key));
             let places = keys.flat_map(places).collect();
             this.depths.lock(session, places).await?;
         }
+        this.read_keys(session, news()).await?;
         // The time of leases is that after everything is locked.
         this.now = session.now().await?;
         Ok(this)
@@ -414,9 +407,7 @@ impl<'a> Steps<'a> {
         let held = self.leased(lease)?;
         let attempt = i64::from(dispatch.attempt);
         let prolongs = held.state == QueueState::Running && held.attempts == attempt;
-        if !prolongs {
-            (held.state, held.attempts, held.repeatable) = (QueueState::Running, attempt, dispatch.repeatable);
-        }
+        (held.state, held.attempts, held.repeatable) = (QueueState::Running, attempt, dispatch.repeatable);
         let is_sooner = held.due_at.is_none_or(|before| until < before);
         held.due_at = Some(until);
         if matches!(held.change, Changed::Nothing) {
@@ -433,10 +424,6 @@ impl<'a> Steps<'a> {
     }
 
     fn settle(&mut self, settling: &'a Settling, records: &mut Records<'a>) -> Result<()> {
-        self.leased(settling.lease)?;
-        if let Some(record) = &settling.record {
-            records.check(record)?;
-        }
         let now = self.now;
         let again = match &settling.settled {
             Settled::Again { due, .. } => Some(self.due_at(*due)),
@@ -465,7 +452,10 @@ impl<'a> Steps<'a> {
         if let Some(due_at) = again {
             self.depths.due(key.tenant.as_str(), due_at);
         }
-        if let Some(record) = &settling.record {
+        if let Some(record) = &settling.record
+            && records.check(record).is_ok()
+        {
+            // One that is final already stays as it is.
             records.put(record);
         }
         for follower in &settling.followers {

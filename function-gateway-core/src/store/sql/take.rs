@@ -4,15 +4,16 @@
 //! in the same transaction; whoever takes raises it to what is really due first, while it holds the row. So tenants that have nothing
 //! due are not looked at, however many there are and however much waits for them, and what was taken before is not walked over.
 
+use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::batch::{MAX_ROWS, row_limit};
-use super::engine::{Row, Session};
+use super::engine::{Dialect, Row, Session, Statement};
 use super::fault::Fault;
-use super::functions::PAGE_BYTES;
+use super::functions::{PAGE_BYTES, unreadable};
 use super::queue::{QUEUED, TAKE, after, decode_taken};
 use super::{Operation, SqlStore, depth};
 use crate::{Result, TakeRequest, Taken, TakenInvocation, TenantId};
@@ -57,18 +58,41 @@ impl Operation for NextDue {
     type Answer = Option<Duration>;
 
     async fn run(&self, session: &mut dyn Session) -> Result<Self::Answer, Fault> {
-        let dialect = session.dialect();
-        let select = dialect.sql("SELECT next_due_at, ").sql(dialect.now).sql(" FROM fg_queue_depth");
-        let select = select.sql(" WHERE next_due_at IS NOT NULL ORDER BY next_due_at LIMIT 1");
-        let Some(mut row) = session.row(select).await? else { return Ok(None) };
+        let Some(mut row) = session.row(next_due(session.dialect(), None)).await? else { return Ok(None) };
         let mut read = || Ok(wait(row.int(1)?, row.int(0)?));
-        read().map(Some).map_err(|reason| super::functions::unreadable("the queue", reason))
+        read().map(Some).map_err(|reason| unreadable("the queue", reason))
     }
 }
 
 fn wait(now: i64, until: i64) -> Duration {
     Duration::from_micros(u64::try_from(until.saturating_sub(now)).unwrap_or_default())
 }
+
+/// When something may be due first; after a time, or at all. With the time that it is.
+fn next_due(dialect: &'static Dialect, after: Option<i64>) -> Statement {
+    let select = dialect.sql("SELECT next_due_at, ").sql(dialect.now).sql(" FROM fg_queue_depth WHERE next_due_at");
+    let select = match after {
+        Some(after) => select.sql(" > ").arg(after),
+        None => select.sql(" IS NOT NULL"),
+    };
+    select.sql(" ORDER BY next_due_at LIMIT 1")
+}
+
+/// Tenants that may have something that is due, beginning with the one after the last.
+fn due_tenants(dialect: &'static Dialect, now: i64, last: &str, without: &[TenantId]) -> Statement {
+    let select = "SELECT tenant, next_due_at FROM fg_queue_depth WHERE next_due_at IS NOT NULL AND next_due_at <= ";
+    let mut select = dialect.sql(select).arg(now);
+    if !without.is_empty() {
+        select = select.sql(" AND tenant NOT IN (").list(without.iter().map(TenantId::as_str)).sql(")");
+    }
+    let select = select.sql(" ORDER BY CASE WHEN tenant > ").arg(last);
+    select.sql(" THEN 0 ELSE 1 END, tenant LIMIT ").arg(row_limit(TENANTS))
+}
+
+/// What is due first of tenants, as it is.
+const FIRST_DUE: &str = "SELECT d.tenant, (SELECT s.due_at FROM fg_submissions s WHERE s.tenant = d.tenant \
+                         AND s.due_at >= d.next_due_at ORDER BY s.due_at, s.id LIMIT 1) FROM fg_queue_depth d \
+                         WHERE d.name = '' AND ";
 
 struct Take<'a> {
     request: &'a TakeRequest,
@@ -85,6 +109,18 @@ struct Candidate {
     count: usize,
     /// Whether more of it may be due.
     has_more: bool,
+}
+
+impl Candidate {
+    /// What is due of it, after what was taken.
+    fn due(&self, dialect: &'static Dialect, now: i64, limit: usize) -> Statement {
+        let (due_at, id) = &self.after;
+        let select = dialect.sql("SELECT ").sql(QUEUED).sql(" FROM fg_submissions s WHERE s.tenant = ");
+        let select = select.arg(self.tenant.as_str()).sql(" AND s.due_at >= ").arg(*due_at);
+        let select = select.sql(" AND s.due_at <= ").arg(now).sql(" AND (s.due_at > ").arg(*due_at);
+        let select = select.sql(" OR s.id > ").arg(id.as_str()).sql(") ORDER BY s.due_at, s.id LIMIT ");
+        select.arg(row_limit(limit)).sql(dialect.skip_locked)
+    }
 }
 
 #[async_trait]
@@ -111,22 +147,13 @@ impl Operation for Take<'_> {
 impl Take<'_> {
     /// Tenants in their turn.
     async fn candidates(&self, session: &mut dyn Session, now: i64) -> Result<Vec<Candidate>, Fault> {
-        let select = "SELECT tenant, next_due_at FROM fg_queue_depth WHERE next_due_at IS NOT NULL AND next_due_at <= ";
-        let mut select = session.dialect().sql(select).arg(now);
-        if !self.request.without.is_empty() {
-            let without = self.request.without.iter().map(TenantId::as_str);
-            select = select.sql(" AND tenant NOT IN (").list(without).sql(")");
-        }
-        let select = select.sql(" ORDER BY CASE WHEN tenant > ").arg(self.last);
-        let select = select.sql(" THEN 0 ELSE 1 END, tenant LIMIT ").arg(row_limit(TENANTS));
         let candidate = |mut row: Row| {
             let (tenant, from) = (row.text(0)?, row.int(1)?);
             Ok(Candidate { tenant, from, after: (from, String::new()), count: 0, has_more: true })
         };
-        let rows = session.rows(select).await?.into_iter();
-        rows.map(candidate)
-            .collect::<Result<_, _>>()
-            .map_err(|reason| super::functions::unreadable("the queue", reason))
+        let rows =
+            session.rows(due_tenants(session.dialect(), now, self.last, &self.request.without)).await?.into_iter();
+        rows.map(candidate).collect::<Result<_, _>>().map_err(|reason| unreadable("the queue", reason))
     }
 
     /// What is taken: of each tenant its share, and what others leave of theirs.
@@ -151,14 +178,7 @@ impl Take<'_> {
                     return Ok((ids, items, served));
                 }
                 let mut found = 0;
-                let dialect = session.dialect();
-                let (due_at, id) = &candidate.after;
-                let select = dialect.sql("SELECT ").sql(QUEUED).sql(" FROM fg_submissions s WHERE s.tenant = ");
-                let select = select.arg(candidate.tenant.as_str()).sql(" AND s.due_at >= ").arg(*due_at);
-                let select = select.sql(" AND s.due_at <= ").arg(now).sql(" AND (s.due_at > ").arg(*due_at);
-                let select = select.sql(" OR s.id > ").arg(id.as_str()).sql(") ORDER BY s.due_at, s.id LIMIT ");
-                let select = select.arg(row_limit(wanted)).sql(dialect.skip_locked);
-                for mut row in session.rows(select).await? {
+                for mut row in session.rows(candidate.due(session.dialect(), now, wanted)).await? {
                     bytes += row.size();
                     found += 1;
                     let place = row.peek_int(6).and_then(|due_at| Ok((due_at, row.peek_text(1)?.to_owned())));
@@ -200,12 +220,9 @@ impl Take<'_> {
             let select = dialect.sql("SELECT tenant FROM fg_queue_depth WHERE name = '' AND ");
             let select = select.any_of("tenant", tenants()).sql(dialect.skip_locked);
             let locked = session.rows(select).await?.into_iter().filter_map(|mut row| row.text(0).ok());
-            let locked: std::collections::HashSet<String> = locked.collect();
+            let locked: HashSet<String> = locked.collect();
             // Another statement, so that it sees all that was committed before the lock was got.
-            let select = "SELECT d.tenant, (SELECT s.due_at FROM fg_submissions s WHERE s.tenant = d.tenant \
-                          AND s.due_at >= d.next_due_at ORDER BY s.due_at, s.id LIMIT 1) FROM fg_queue_depth d \
-                          WHERE d.name = '' AND ";
-            for mut row in session.rows(dialect.sql(select).any_of("d.tenant", tenants())).await? {
+            for mut row in session.rows(dialect.sql(FIRST_DUE).any_of("d.tenant", tenants())).await? {
                 let (Ok(tenant), Ok(due_at)) = (row.text(0), row.opt_int(1)) else { continue };
                 // What is due and was not taken is somebody else's at this moment.
                 let wait = due_at.map(|due_at| if due_at > now { wait(now, due_at) } else { BUSY });
@@ -218,12 +235,42 @@ impl Take<'_> {
             let raised: Vec<_> = raised.iter().map(|(tenant, due_at)| (tenant.as_str(), *due_at)).collect();
             depth::set_due(session, &raised).await?;
         }
-        let select = dialect.sql("SELECT next_due_at FROM fg_queue_depth WHERE next_due_at > ").arg(now);
-        let row = session.row(select.sql(" ORDER BY next_due_at LIMIT 1")).await?;
+        let row = session.row(next_due(dialect, Some(now))).await?;
         Ok(sooner(next, row.and_then(|mut row| row.int(0).ok()).map(|due_at| wait(now, due_at))))
     }
 }
 
 fn sooner(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
     a.into_iter().chain(b).min()
+}
+
+#[cfg(test)]
+#[cfg(feature = "sqlite")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_due_is_found_along_indexes() {
+        let store = SqlStore::open("sqlite::memory:").await.unwrap();
+        let dialect = store.0.engine.dialect();
+        let candidate =
+            Candidate { tenant: "acme".to_owned(), from: 1, after: (1, "x".to_owned()), count: 0, has_more: true };
+        let mut session = store.0.engine.reader().await.unwrap();
+        for (statement, is_sorted) in [
+            (next_due(dialect, None), true),
+            (next_due(dialect, Some(1)), true),
+            (due_tenants(dialect, 1, "acme", &[]), false),
+            (dialect.sql(FIRST_DUE).any_of("d.tenant", ["acme", "b"]), true),
+            (candidate.due(dialect, 2, 10), true),
+        ] {
+            let (text, _) = statement.into_parts();
+            let plan = session.rows(dialect.sql("EXPLAIN QUERY PLAN ").sql(&text)).await.unwrap();
+            let plan: Vec<_> = plan.into_iter().map(|mut row| row.text(3).unwrap()).collect();
+            // The first row of an index is as good as a search.
+            let is_scan =
+                |step: &String| step.starts_with("SCAN") && !step.contains("USING COVERING INDEX fg_queue_depth_due");
+            assert!(!plan.iter().any(is_scan), "{text}: {plan:#?}");
+            assert_eq!(plan.iter().any(|step| step.contains("TEMP B-TREE")), !is_sorted, "{text}: {plan:#?}");
+        }
+    }
 }

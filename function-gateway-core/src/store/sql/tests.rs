@@ -3,10 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
+use futures_util::FutureExt as _;
+
 use super::engine::{Dialect, Hear, Migration, Statement, TakeRow};
 use super::*;
 use crate::{
-    CustomWorkload, DriverRef, Function, FunctionSpec, InvocationState, PageRequest, Revision, RevisionReason,
+    CustomWorkload, DriverRef, Due, Function, FunctionSpec, IdempotencyKey, InvocationState, InvokeRequest,
+    PageRequest, Principal, Progress, Revision, RevisionReason, Settled, StoredRequest, Submission,
 };
 
 fn function(name: &str, description: String) -> (Function, Revision) {
@@ -41,6 +44,8 @@ enum Commit {
     Unanswered,
     /// It is not done, and nobody says so.
     Undone,
+    /// It is done, its answer is lost, and before anybody looks another process has ended and forgotten all that it did.
+    Overtaken,
 }
 
 /// An engine whose commits go as they are told.
@@ -53,6 +58,7 @@ struct Unreliable {
 struct UnreliableSession {
     inner: Box<dyn Session>,
     commit: Commit,
+    engine: Arc<dyn Engine>,
 }
 
 #[async_trait]
@@ -67,7 +73,8 @@ impl Engine for Unreliable {
 
     async fn transaction(&self) -> Result<Box<dyn Session>, Fault> {
         let commit = self.commits.lock().unwrap().pop_front().unwrap_or(Commit::Works);
-        Ok(Box::new(UnreliableSession { inner: self.inner.transaction().await?, commit }))
+        let (inner, engine) = (self.inner.transaction().await?, Arc::clone(&self.inner));
+        Ok(Box::new(UnreliableSession { inner, commit, engine }))
     }
 
     async fn exclusive(&self) -> Result<Box<dyn Session>, Fault> {
@@ -113,6 +120,12 @@ impl Session for UnreliableSession {
         match self.commit {
             Commit::Works => return self.inner.commit().await,
             Commit::Unanswered => self.inner.commit().await?,
+            Commit::Overtaken => {
+                self.inner.commit().await?;
+                let mut other = self.engine.transaction().await?;
+                other.script("DELETE FROM fg_submissions; DELETE FROM fg_invocations").await?;
+                other.commit().await?;
+            }
             Commit::Undone => self.inner.release().await,
         }
         let reset = sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into());
@@ -126,12 +139,19 @@ impl Session for UnreliableSession {
 
 /// A store whose next commits go as they are told, but for those that open it.
 async fn unreliable(commits: &[Commit]) -> SqlStore {
+    let (store, next) = told().await;
+    next.lock().unwrap().extend(commits);
+    store
+}
+
+/// A store, and what is told of its next commits.
+async fn told() -> (SqlStore, Arc<Mutex<VecDeque<Commit>>>) {
     let SqlStore(shared) = SqlStore::open("sqlite::memory:").await.unwrap();
     let Shared { engine, options, gateway, crowded, .. } = &*shared;
-    let commits = Arc::new(Mutex::new(commits.iter().copied().collect()));
-    let engine: Arc<dyn Engine> = Arc::new(Unreliable { inner: Arc::clone(engine), commits });
+    let commits = Arc::<Mutex<VecDeque<Commit>>>::default();
+    let engine: Arc<dyn Engine> = Arc::new(Unreliable { inner: Arc::clone(engine), commits: Arc::clone(&commits) });
     let writer = Writer::start(Arc::clone(&engine), Arc::clone(crowded), options, &Handle::current());
-    SqlStore(Arc::new(Shared {
+    let store = SqlStore(Arc::new(Shared {
         engine,
         options: options.clone(),
         gateway: gateway.clone(),
@@ -140,7 +160,8 @@ async fn unreliable(commits: &[Commit]) -> SqlStore {
         turn: Turn::default(),
         listens: Once::new(),
         undurable: None,
-    }))
+    }));
+    (store, commits)
 }
 
 #[tokio::test]
@@ -186,6 +207,118 @@ async fn a_commit_whose_answer_is_lost_counts_once() {
         let rows = session.row(rollups).await.unwrap().unwrap().int(0).unwrap();
         assert!((1..=2).contains(&rows), "{rows} rows of figures for one function in one minute, or two");
     }
+}
+
+const LEASE: Duration = Duration::from_secs(600);
+
+fn acceptance(revision: &Revision) -> Acceptance {
+    let request = InvokeRequest::new("payload");
+    let caller = Principal::new(revision.key.tenant.clone(), "bob".parse().unwrap());
+    let (id, now, stored) = (InvocationId::generate(), Timestamp::now(), StoredRequest::of(&request).unwrap());
+    let submission = Submission::new(id, revision, caller, now, stored, "payload".into());
+    let mut record = InvocationRecord::new(id, revision, "bob".parse().unwrap(), now);
+    record.state = InvocationState::Queued;
+    Acceptance::new(Arc::new(submission), Some(Arc::new(record)))
+}
+
+fn ending(acceptance: &Acceptance, dead: bool) -> Settlement {
+    let mut record = InvocationRecord::clone(acceptance.record.as_ref().unwrap());
+    (record.state, record.finished_at) = (InvocationState::Failed, Some(Timestamp::now()));
+    let settled = Settled::Ended { record: Some(Arc::new(record)), dead, keep_for: LEASE };
+    Settlement::new(settled, Progress::default())
+}
+
+async fn leased(store: &SqlStore, acceptance: &Acceptance) -> QueueLease {
+    let accepted = store.accept(acceptance.clone().with_lease(LEASE)).await.unwrap();
+    let Accepted::New { lease: Some(lease) } = accepted else { panic!("{accepted:?} has no lease") };
+    lease
+}
+
+#[tokio::test]
+async fn a_step_whose_commit_is_not_answered_is_made_once() {
+    use Commit::{Unanswered, Undone};
+    for commits in [&[Unanswered][..], &[Undone], &[Undone, Unanswered], &[Undone, Undone, Unanswered]] {
+        let (store, next) = told().await;
+        let tell = || next.lock().unwrap().extend(commits);
+        let (_, revision) = function("a", String::new());
+        let tenant = &revision.key.tenant;
+        let mut keyed = acceptance(&revision);
+        Arc::get_mut(&mut keyed.submission).unwrap().idempotency = Some(IdempotencyKey::new("key", "same"));
+        tell();
+        let lease = leased(&store, &keyed).await;
+        tell();
+        store.dispatch(&lease, Dispatch::new(1, LEASE)).await.unwrap();
+        let mut ending = ending(&keyed, true);
+        let follower = acceptance(&revision);
+        ending.followers.push(follower.clone());
+        tell();
+        store.settle(&lease, ending.clone()).await.unwrap();
+        assert_eq!(store.settle(&lease, ending).await.unwrap_err().kind(), ErrorKind::Conflict);
+        assert_eq!(store.depth(tenant, None).await.unwrap(), QueueDepth::new(1, 1), "{commits:?}");
+        let redriven = acceptance(&revision);
+        tell();
+        store.redrive(tenant, lease.id, redriven.clone(), LEASE).await.unwrap();
+        assert_eq!(store.depth(tenant, None).await.unwrap(), QueueDepth::new(2, 0), "{commits:?}");
+        let taken = store.take(&TakeRequest::new(10, LEASE)).await.unwrap();
+        let mut ids: Vec<_> = taken.items.iter().map(|taken| taken.lease.id).collect();
+        ids.sort_unstable();
+        let mut expected = [follower.submission.id, redriven.submission.id];
+        expected.sort_unstable();
+        assert_eq!(ids, expected);
+        let again = Settlement::new(Settled::Again { due: Due::In(LEASE), attempts: 1 }, Progress::default());
+        tell();
+        store.settle(&taken.items[0].lease, again).await.unwrap();
+        let all = StatisticsQuery::new(Timestamp::from_micros(0), Timestamp::now().plus(LEASE));
+        assert_eq!(store.statistics(tenant, &all).await.unwrap().count, 1, "{commits:?}");
+        assert!(next.lock().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_others_went_on_from_before_its_answer_came_is_not_made_again() {
+    let (store, next) = told().await;
+    let (_, revision) = function("a", String::new());
+    let tenant = revision.key.tenant.clone();
+    let new = acceptance(&revision);
+    let overtake = || next.lock().unwrap().push_back(Commit::Overtaken);
+    overtake();
+    let lease = leased(&store, &new).await;
+    assert_eq!(store.queued(&tenant, lease.id).await.unwrap(), None, "it is not accepted a second time");
+
+    let new = acceptance(&revision);
+    let lease = leased(&store, &new).await;
+    overtake();
+    store.dispatch(&lease, Dispatch::new(1, LEASE)).await.unwrap();
+
+    let new = acceptance(&revision);
+    let lease = leased(&store, &new).await;
+    overtake();
+    store.settle(&lease, ending(&new, false)).await.unwrap();
+    assert_eq!(InvocationStore::get(&store, &tenant, lease.id).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_is_not_accepted_later() {
+    let store = SqlStore::open("sqlite::memory:").await.unwrap();
+    let (_, revision) = function("a", String::new());
+    // The one connection is busy.
+    let session = store.0.engine.transaction().await.unwrap();
+    let new = acceptance(&revision);
+    let id = new.submission.id;
+    assert!(store.accept(new).now_or_never().is_none());
+    session.release().await;
+    store.flush().await.unwrap();
+    let queued = store.queued(&revision.key.tenant, id).await.unwrap();
+    let recorded = InvocationStore::get(&store, &revision.key.tenant, id).await.unwrap();
+    assert_eq!(queued.is_some(), recorded.is_some(), "done or not done, never half done");
+}
+
+#[tokio::test]
+async fn a_server_that_may_lose_commits_accepts_nothing() {
+    let mut store = SqlStore::open("sqlite::memory:").await.unwrap();
+    Arc::get_mut(&mut store.0).unwrap().undurable = Some("fsync is off");
+    let (_, revision) = function("a", String::new());
+    assert_eq!(store.accept(acceptance(&revision)).await.unwrap_err().kind(), ErrorKind::Misconfigured);
 }
 
 #[tokio::test]
