@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
 use function_gateway::rest;
@@ -24,6 +25,8 @@ pub(crate) struct Config {
     #[serde(default)]
     pub(crate) cors: Cors,
     pub(crate) limits: Limits,
+    pub(crate) workers: Workers,
+    pub(crate) queue: Queue,
     pub(crate) records: Records,
     #[serde(default)]
     pub(crate) retention: Retention,
@@ -110,6 +113,29 @@ pub(crate) struct Limits {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(crate) struct Workers {
+    pub(crate) enabled: bool,
+    pub(crate) concurrency: NonZeroUsize,
+    pub(crate) max_per_tenant: Option<NonZeroUsize>,
+    pub(crate) poll_interval_ms: NonZeroU64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Queue {
+    pub(crate) max_per_function: u64,
+    pub(crate) max_per_tenant: u64,
+    pub(crate) max_pinned: u64,
+    pub(crate) max_payload_bytes: u64,
+    pub(crate) max_result_bytes: u64,
+    pub(crate) keep_hours: NonZeroU32,
+    pub(crate) max_delay_days: u32,
+    pub(crate) max_chain: u32,
+    pub(crate) lease_margin_ms: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Records {
     pub(crate) mode: RecordMode,
     pub(crate) payloads: KeepPayloads,
@@ -179,6 +205,8 @@ pub(crate) enum DriverKind {
 /// The name of the driver that there is where none is configured.
 const DEFAULT_DRIVER: &str = "local";
 
+const MIN_LEASE_MARGIN_MS: u64 = 1000;
+
 impl Config {
     /// Reads the configuration of a command that has the flags of all.
     pub(crate) fn read(flags: &Flags) -> Result<Self> {
@@ -202,6 +230,14 @@ impl Config {
             self.drivers.insert(name, Driver::default());
         }
         self.cors.allowed().map_err(|error| sources.wrong("cors.origins", error.message()))?;
+        if self.workers.max_per_tenant.is_some_and(|most| most > self.workers.concurrency) {
+            let reason = format!("is at most workers.concurrency, which is {}", self.workers.concurrency);
+            return Err(sources.wrong("workers.max_per_tenant", &reason));
+        }
+        if self.queue.lease_margin_ms < MIN_LEASE_MARGIN_MS {
+            let reason = format!("is at least {MIN_LEASE_MARGIN_MS}: the end of a call has to be written in this time");
+            return Err(sources.wrong("queue.lease_margin_ms", &reason));
+        }
         match self.authentication.modes.as_slice() {
             [] => Err(sources.wrong("authentication.modes", "one is needed; none says that everybody may call")),
             [Mode::None] if !self.listen.ip().is_loopback() => {

@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tokio::runtime::Runtime;
 
+use crate::commands::dead_letters::DeadLetters;
 use crate::commands::executions::Executions;
 use crate::commands::function::FunctionArgs;
 use crate::commands::invoke::Invoke;
@@ -57,9 +58,12 @@ enum Command {
     /// Execute a function
     #[command(after_help = Exit::table())]
     Invoke(Invoke),
-    /// List and show executions, and what was logged in them
+    /// List and show executions, and what was logged in them; wait for their ends, and cancel them
     #[command(after_help = Exit::table())]
     Executions(Executions),
+    /// List and show executions that have failed for good, have them executed again, or forget them
+    #[command(after_help = Exit::table())]
+    DeadLetters(DeadLetters),
     /// Create, list and revoke API keys, in the gateway's database
     #[command(after_help = Exit::table())]
     Keys(Keys),
@@ -97,6 +101,7 @@ fn run(command: Command) -> Result<()> {
             Command::Function(function) => function.run().await,
             Command::Invoke(invoke) => invoke.run().await,
             Command::Executions(executions) => executions.run().await,
+            Command::DeadLetters(dead_letters) => dead_letters.run().await,
             Command::Keys(keys) => {
                 let config = Config::read(keys.flags())?;
                 match keys.flags().print_config {
@@ -118,6 +123,7 @@ impl Command {
             Self::Function(function) => function.output,
             Self::Invoke(invoke) => invoke.output,
             Self::Executions(executions) => executions.output,
+            Self::DeadLetters(dead_letters) => dead_letters.output,
             Self::Keys(keys) => keys.output(),
         }
     }

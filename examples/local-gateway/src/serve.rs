@@ -16,7 +16,7 @@ use function_gateway::rest::{ApiKeyAuthenticator, RestApi, RestOptions};
 use function_gateway::store::sql::SqlStore;
 use function_gateway::{
     DirectorySecrets, DriverName, EnvironmentSecrets, FaasDriver, Gateway, GatewayConfig, MemorySecrets, Principal,
-    Retention, ScopeAuthorizer, Secret, SecretChain, SecretProvider, TenantId,
+    Retention, ScopeAuthorizer, Secret, SecretChain, SecretProvider, TenantId, WorkerConfig,
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde::Deserialize as _;
@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Authentication, Config, Driver, DriverKind, Mode};
+use crate::config::{Authentication, Config, Driver, DriverKind, Mode, Workers};
 use crate::exit::{Exit, Failure, Result};
 use crate::output::Progress;
 use crate::samples::{self, Registered};
@@ -46,6 +46,10 @@ pub(crate) async fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
     let gateway = gateway(config, store.clone()).await?;
     let api = api(config, gateway.clone(), tokens, metrics)?;
     let samples = register_samples(config, &gateway).await?;
+    if config.workers.enabled {
+        // They end with the gateway.
+        gateway.start_workers(worker_config(&config.workers))?;
+    }
     Welcome { config, file: file.as_deref(), address, samples: &samples }.show()?;
     welcomed.store(true, Ordering::Relaxed);
 
@@ -88,7 +92,7 @@ async fn gateway(config: &Config, store: SqlStore) -> Result<Gateway> {
 }
 
 fn gateway_config(config: &Config) -> GatewayConfig {
-    let (limits, records, kept) = (&config.limits, &config.records, &config.retention);
+    let Config { limits, queue, records, retention: kept, .. } = config;
     let days = |days: u32| Duration::from_secs(86_400) * days;
     let mut gateway = GatewayConfig::default();
     gateway.max_request_bytes = limits.max_request_bytes;
@@ -98,6 +102,15 @@ fn gateway_config(config: &Config) -> GatewayConfig {
     gateway.default_total_timeout = Duration::from_millis(limits.total_timeout_ms);
     gateway.default_idle_timeout = Duration::from_millis(limits.idle_timeout_ms);
     gateway.default_ready_timeout = Duration::from_millis(limits.ready_timeout_ms);
+    gateway.queue.max_per_function = queue.max_per_function;
+    gateway.queue.max_per_tenant = queue.max_per_tenant;
+    gateway.queue.max_pinned = queue.max_pinned;
+    gateway.queue.max_payload_bytes = queue.max_payload_bytes;
+    gateway.queue.max_result_bytes = queue.max_result_bytes;
+    gateway.queue.keep_for = Duration::from_secs(3600) * queue.keep_hours.get();
+    gateway.queue.max_delay = days(queue.max_delay_days);
+    gateway.queue.max_chain = queue.max_chain;
+    gateway.queue.lease_margin = Duration::from_millis(queue.lease_margin_ms);
     gateway.record.mode = records.mode;
     gateway.record.payloads = records.payloads;
     gateway.record.max_payload_bytes = records.max_payload_bytes;
@@ -108,6 +121,16 @@ fn gateway_config(config: &Config) -> GatewayConfig {
     gateway.retention.max_statistics_age = kept.max_statistics_age_days.map(days);
     gateway.retention.max_audit_age = kept.max_audit_age_days.map(days);
     gateway
+}
+
+fn worker_config(workers: &Workers) -> WorkerConfig {
+    let config = WorkerConfig::default()
+        .with_concurrency(workers.concurrency.get())
+        .with_poll_interval(Duration::from_millis(workers.poll_interval_ms.get()));
+    match workers.max_per_tenant {
+        Some(most) => config.with_max_per_tenant(most.get()),
+        None => config,
+    }
 }
 
 fn driver(name: &DriverName, driver: &Driver, secrets: &SecretChain) -> Result<Arc<dyn FaasDriver>> {
@@ -284,6 +307,7 @@ mod tests {
     fn the_defaults_are_those_of_the_library() {
         let ours: Config = settings::defaults();
         assert_eq!(format!("{:?}", gateway_config(&ours)), format!("{:?}", GatewayConfig::default()));
+        assert_eq!(worker_config(&ours.workers), WorkerConfig::default());
         let options = RestOptions::default();
         assert_eq!(ours.limits.max_document_bytes, options.max_document_bytes);
         assert_eq!(Duration::from_millis(ours.limits.upload_idle_timeout_ms), options.upload_idle_timeout);

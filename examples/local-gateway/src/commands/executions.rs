@@ -1,17 +1,20 @@
 //! `executions`: shows what is kept of executions.
 
 use std::io::{self, Write as _};
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use function_gateway::Timestamp;
 use futures_util::StreamExt as _;
+use http::header::RETRY_AFTER;
 use reqwest::{Method, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::client::{self, Client, Connection};
-use crate::exit::Result;
-use crate::output::{self, Format};
+use crate::commands::invoke;
+use crate::exit::{Exit, Failure, Result};
+use crate::output::{self, Format, Progress};
 
 #[derive(Debug, Args)]
 pub(crate) struct Executions {
@@ -41,6 +44,21 @@ enum ExecutionsCommand {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Wait until an execution that was submitted has ended, and show it
+    Wait {
+        /// Id of the execution, as `invoke --async` shows it
+        id: String,
+    },
+    /// Show what the function answered in an execution that was submitted
+    Result {
+        /// Id of the execution, as `invoke --async` shows it
+        id: String,
+    },
+    /// End an execution that was submitted
+    Cancel {
+        /// Id of the execution, as `invoke --async` shows it
+        id: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -48,7 +66,7 @@ struct List {
     /// Only those of this function
     #[arg(long, value_name = "NAME")]
     function: Option<String>,
-    /// Only those in this state: running, succeeded, failed, timed_out or cancelled
+    /// Only those in this state: queued, running, succeeded, failed, timed_out, cancelled or lost
     #[arg(long)]
     state: Option<String>,
     /// How many at most
@@ -122,6 +140,19 @@ impl Executions {
                 let request = client.request(Method::GET, &["v1", "executions", &id, "logs"]);
                 logs(client.send(request.query(&[("follow", follow)])).await?, output).await
             }
+            ExecutionsCommand::Wait { id } => wait(&client, &id, output).await,
+            ExecutionsCommand::Result { id } => {
+                let request = client.request(Method::GET, &["v1", "executions", &id, "result"]);
+                invoke::show(client.call(request).await?, "the function", output).await
+            }
+            ExecutionsCommand::Cancel { id } => {
+                client.send(client.request(Method::POST, &["v1", "executions", &id, "cancel"])).await?;
+                match output {
+                    Format::Table => output::line(&format!("{id} is being ended"))?,
+                    Format::Json => output::json(&json!({"id": id, "cancel_requested": true}))?,
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -175,6 +206,36 @@ fn show(document: Value, output: Format) -> Result<()> {
         ("Kept result", execution.result.map(Kept::shown)),
         ("Log", execution.logs.map(Kept::shown)),
     ])?)
+}
+
+/// Waits for the end, however long that takes. It is a failure where the execution has not succeeded.
+async fn wait(client: &Client, id: &str, output: Format) -> Result<()> {
+    /// The longest that a gateway waits at a time.
+    const WAIT: Duration = Duration::from_secs(30);
+    const PAUSE: Duration = Duration::from_secs(1);
+    let progress = Progress::start(format!("{id} has not ended"));
+    let document = loop {
+        let asked = Instant::now();
+        let request = client.request(Method::GET, &["v1", "executions", id]).query(&[("wait_ms", WAIT.as_millis())]);
+        let answer = client.send(request).await?;
+        // It says when to ask again as long as there is something to ask for.
+        let has_ended = !answer.headers().contains_key(RETRY_AFTER);
+        let document = client::document(answer).await?;
+        if has_ended {
+            break document;
+        }
+        if asked.elapsed() < WAIT {
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    drop(progress);
+    let Execution { state, failure, .. } = client::read(document.clone())?;
+    show(document, output)?;
+    if state == "succeeded" {
+        return Ok(());
+    }
+    let reason = failure.map_or(state, |Reason { code, message }| format!("{code}: {message}"));
+    Err(Failure::new(Exit::FunctionFailed, format!("{id} did not succeed: {reason}")))
 }
 
 /// Writes a log as it comes; for programs, a JSON object for each line of it.

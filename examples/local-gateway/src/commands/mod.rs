@@ -1,5 +1,6 @@
 //! The commands that are clients of a gateway, or of its database.
 
+pub(crate) mod dead_letters;
 pub(crate) mod executions;
 pub(crate) mod function;
 pub(crate) mod invoke;

@@ -12,4 +12,5 @@ mod client;
 mod common;
 mod configuration;
 mod keys;
+mod queue;
 mod serve;
