@@ -547,10 +547,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_honoured_is_refused() {
+        type Change = fn(&mut FunctionSpec);
         const LONG: Option<Duration> = Some(Duration::from_secs(600));
         let annotate =
             |spec: &mut FunctionSpec, name: &str| drop(spec.annotations.insert(name.to_owned(), "2".to_owned()));
-        let changes: [(fn(&mut FunctionSpec), &str); 10] = [
+        let changes: [(Change, &str); 10] = [
             (|spec| spec.run = ImageWorkload::new("a b").into(), "/run/image/image"),
             (|spec| drop(spec.env.insert("K_SERVICE".to_owned(), String::new())), "/env/K_SERVICE"),
             (|spec| drop(spec.env.insert("Ä".to_owned(), String::new())), "/env/Ä"),

@@ -35,6 +35,10 @@ pub(crate) struct Held {
     pub(crate) service: Service,
     /// The name of the newest Revision, by the template.
     pub(crate) newest: String,
+    /// The generations that it is to hold.
+    wanted: BTreeSet<Generation>,
+    /// The generations whose names the route tells, wanted or not.
+    told: BTreeSet<Generation>,
     routes: BTreeMap<Generation, Route>,
     /// The generations whose names were seen to lead to them.
     routed: BTreeSet<Generation>,
@@ -45,12 +49,17 @@ impl Held {
         let newest =
             service.spec.template.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
         service.spec.template = Value::Null;
-        let wanted: BTreeSet<_> = named(&service, &service.spec.traffic).map(|(generation, _)| generation).collect();
+        let held = mapping::held(&service);
+        let deleting = service.metadata.deletion_timestamp.is_some();
+        let wanted = named(&service, &service.spec.traffic).map(|(generation, _)| generation);
+        let wanted: BTreeSet<_> = wanted.filter(|generation| held.contains_key(generation) && !deleting).collect();
         let mut routes = BTreeMap::new();
         let mut told = BTreeSet::new();
         for (generation, part) in named(&service, &service.status.traffic) {
-            routes.extend(addresses.route(&service, part).map(|route| (generation, route)));
             told.insert(generation);
+            if wanted.contains(&generation) {
+                routes.extend(addresses.route(&service, part).map(|route| (generation, route)));
+            }
         }
         let observed = service.status.observed_generation == service.metadata.generation;
         let set_up = condition(&service.status.conditions, "RoutesReady").is_some_and(|routes| routes.is_true());
@@ -59,7 +68,7 @@ impl Held {
         let same = before.filter(|before| before.service.metadata.uid == service.metadata.uid);
         let seen = |generation: &Generation| settled || same.is_some_and(|before| before.routed.contains(generation));
         let routed = wanted.intersection(&told).copied().filter(seen).collect();
-        Self { service, newest, routes, routed }
+        Self { service, newest, wanted, told, routes, routed }
     }
 
     /// Whether what the status says is of what the specification says by now.
@@ -74,10 +83,7 @@ impl Held {
 
     /// Whether it holds a generation: by what was stored with it, and by a name that leads there.
     pub(crate) fn holds(&self, target: &Target<'_>) -> bool {
-        !self.is_foreign(target)
-            && self.service.metadata.deletion_timestamp.is_none()
-            && mapping::held(&self.service).contains_key(&target.generation)
-            && named(&self.service, &self.service.spec.traffic).any(|(generation, _)| generation == target.generation)
+        !self.is_foreign(target) && self.wanted.contains(&target.generation)
     }
 
     pub(crate) fn is_routed(&self, generation: Generation) -> bool {
@@ -93,7 +99,7 @@ impl Held {
     pub(crate) fn mentions(&self, target: &Target<'_>) -> bool {
         !self.is_observed()
             || self.service.status.latest_created_revision_name == target.revision()
-            || self.routes.contains_key(&target.generation)
+            || self.told.contains(&target.generation)
     }
 
     fn version(&self) -> Option<u64> {
@@ -465,7 +471,10 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         serde_json::from_value(json!({
-            "metadata": {"name": "fn", "namespace": "ns", "uid": "u", "generation": 2, "resourceVersion": "7"},
+            "metadata": {
+                "name": "fn", "namespace": "ns", "uid": "u", "generation": 2, "resourceVersion": "7",
+                "annotations": {"held.function-gateway/g1": "one", "held.function-gateway/g2": "two"},
+            },
             "spec": {"template": {"metadata": {"name": "fn-g2"}}, "traffic": traffic(wanted)},
             "status": {
                 "observedGeneration": observed,
