@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::{env, fs, process};
 
+use function_gateway::drivers::knative::{Knative, KnativeConfig};
 use function_gateway::drivers::local_process::{LocalProcess, LocalProcessConfig};
 use function_gateway::drivers::openfaas::{OpenFaas, OpenFaasConfig};
 use function_gateway::middleware::secrets::{Secrets, SecretsOptions};
@@ -144,6 +145,14 @@ fn driver(name: &DriverName, driver: &Driver, secrets: &SecretChain) -> Result<A
         DriverKind::LocalProcess => {
             let config = LocalProcessConfig::deserialize(settings).map_err(unread)?;
             Arc::new(LocalProcess::new(config).map_err(refused)?)
+        }
+        DriverKind::Knative => {
+            let config = KnativeConfig::deserialize(settings).map_err(unread)?;
+            let driver = match secrets.is_empty() {
+                true => Knative::new(config),
+                false => Knative::with_secrets(config, Arc::new(secrets.clone())),
+            };
+            Arc::new(driver.map_err(refused)?)
         }
         DriverKind::OpenFaas => {
             let config = OpenFaasConfig::deserialize(settings).map_err(unread)?;
