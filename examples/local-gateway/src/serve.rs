@@ -9,6 +9,7 @@ use std::{env, fs, process};
 use function_gateway::drivers::knative::{Knative, KnativeConfig};
 use function_gateway::drivers::local_process::{LocalProcess, LocalProcessConfig};
 use function_gateway::drivers::openfaas::{OpenFaas, OpenFaasConfig};
+use function_gateway::events::EventBroker;
 use function_gateway::middleware::secrets::{Secrets, SecretsOptions};
 use function_gateway::middleware::validation::Validation;
 use function_gateway::rest::auth::jwt::{JwtAuthenticator, JwtKeys, JwtOptions};
@@ -45,7 +46,8 @@ pub(crate) async fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
 
     let store = store::open(config).await?;
     let gateway = gateway(config, store.clone()).await?;
-    let api = api(config, gateway.clone(), tokens, metrics)?;
+    let broker = EventBroker::new(gateway.clone(), Arc::new(store.clone()));
+    let api = api(config, gateway.clone(), broker, tokens, metrics)?;
     let samples = register_samples(config, &gateway).await?;
     if config.workers.enabled {
         // They end with the gateway.
@@ -202,6 +204,7 @@ fn secrets(config: &Config) -> Result<SecretChain> {
 fn api(
     config: &Config,
     gateway: Gateway,
+    broker: EventBroker,
     tokens: Option<JwtAuthenticator>,
     metrics: PrometheusHandle,
 ) -> Result<RestApi> {
@@ -211,7 +214,7 @@ fn api(
     if let Some(cors) = config.cors.allowed()? {
         options = options.with_cors(cors);
     }
-    let mut api = RestApi::builder(gateway.clone()).options(options).metrics(move || metrics.render());
+    let mut api = RestApi::builder(gateway.clone()).options(options).events(broker).metrics(move || metrics.render());
     let modes = &config.authentication.modes;
     if modes.contains(&Mode::None) {
         api = api.authenticator(ThisMachine::new(anonymous(&config.tenant)?));
