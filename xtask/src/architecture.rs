@@ -9,7 +9,7 @@ use crate::{Result, rust};
 
 pub(crate) const SUMMARY: &str = "Check the invariants between crates and of what they depend on";
 pub(crate) const HELP: &str = "\
-- Drivers, middleware, REST and the test kit depend on core, and core on none of them.
+- Drivers, middleware, REST, callbacks and the test kit depend on core, and core on none of them.
 - No driver depends on another driver or on a middleware, and no middleware on a driver; REST depends on no driver.
 - Core without features brings in no SQL, no HTTP client or server and no JSON Schema.
 - The facade only re-exports.
@@ -51,6 +51,7 @@ enum Area {
     Core,
     Facade,
     Rest,
+    Callbacks,
     Testkit,
     Driver,
     Middleware,
@@ -64,6 +65,7 @@ impl Area {
             CORE => Some(Self::Core),
             FACADE => Some(Self::Facade),
             "function-gateway-rest" => Some(Self::Rest),
+            "function-gateway-callbacks" => Some(Self::Callbacks),
             "function-gateway-testkit" => Some(Self::Testkit),
             "drivers" => Some(Self::Driver),
             "middleware" => Some(Self::Middleware),
@@ -76,14 +78,14 @@ impl Area {
     fn may_use(self, other: Self) -> bool {
         match self {
             Self::Core => false,
-            Self::Driver | Self::Middleware | Self::Rest | Self::Testkit => other == Self::Core,
+            Self::Driver | Self::Middleware | Self::Rest | Self::Callbacks | Self::Testkit => other == Self::Core,
             Self::Facade => !matches!(other, Self::Testkit | Self::Unpublished),
             Self::Unpublished => true,
         }
     }
 
     fn needs_core(self) -> bool {
-        matches!(self, Self::Driver | Self::Middleware | Self::Rest | Self::Testkit)
+        matches!(self, Self::Driver | Self::Middleware | Self::Rest | Self::Callbacks | Self::Testkit)
     }
 }
 
@@ -93,6 +95,7 @@ impl fmt::Display for Area {
             Self::Core => "core",
             Self::Facade => "the facade",
             Self::Rest => "REST",
+            Self::Callbacks => "callbacks",
             Self::Testkit => "the test kit",
             Self::Driver => "a driver",
             Self::Middleware => "a middleware",
@@ -314,6 +317,7 @@ mod tests {
     fn every_folder_of_the_workspace_has_an_area_and_no_other() {
         assert_eq!(Area::of("drivers/local-process"), Some(Area::Driver));
         assert_eq!(Area::of("function-gateway"), Some(Area::Facade));
+        assert_eq!(Area::of("function-gateway-callbacks"), Some(Area::Callbacks));
         assert_eq!(Area::of("plugins/x"), None);
     }
 
