@@ -25,7 +25,8 @@ or the version of Python or Node.js has changed.";
 pub(crate) const VARIABLE: &str = "FUNCTION_GATEWAY_RUNTIMES";
 
 /// Folders with the requirements of programs in Python that tests start, beside the functions.
-const TOOLS: [&str; 1] = ["function-gateway-rest/tests/schemathesis"];
+const TOOLS: [&str; 2] =
+    ["function-gateway-callbacks/tests/standardwebhooks", "function-gateway-rest/tests/schemathesis"];
 
 /// Holds what an installation was made from, once it is complete.
 const STAMP: &str = "installed-from";

@@ -4,6 +4,7 @@
 
 mod answers;
 mod broken;
+mod reference;
 mod tls;
 
 use function_gateway_callbacks::{CallbackConfig, HttpCallbacks};
