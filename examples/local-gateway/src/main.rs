@@ -22,6 +22,7 @@ use clap::{Parser, Subcommand};
 use tokio::runtime::Runtime;
 
 use crate::commands::dead_letters::DeadLetters;
+use crate::commands::events::{Events, Subscriptions};
 use crate::commands::executions::Executions;
 use crate::commands::function::FunctionArgs;
 use crate::commands::invoke::Invoke;
@@ -64,6 +65,12 @@ enum Command {
     /// List and show executions that have failed for good, have them executed again, or forget them
     #[command(after_help = Exit::table())]
     DeadLetters(DeadLetters),
+    /// Publish events (CloudEvents), which execute the functions of subscriptions
+    #[command(after_help = Exit::table())]
+    Events(Events),
+    /// Create, list, show and delete subscriptions: which events execute which functions, and how
+    #[command(after_help = Exit::table())]
+    Subscriptions(Subscriptions),
     /// Create, list and revoke API keys, in the gateway's database
     #[command(after_help = Exit::table())]
     Keys(Keys),
@@ -102,6 +109,8 @@ fn run(command: Command) -> Result<()> {
             Command::Invoke(invoke) => invoke.run().await,
             Command::Executions(executions) => executions.run().await,
             Command::DeadLetters(dead_letters) => dead_letters.run().await,
+            Command::Events(events) => events.run().await,
+            Command::Subscriptions(subscriptions) => subscriptions.run().await,
             Command::Keys(keys) => {
                 let config = Config::read(keys.flags())?;
                 match keys.flags().print_config {
@@ -124,6 +133,8 @@ impl Command {
             Self::Invoke(invoke) => invoke.output,
             Self::Executions(executions) => executions.output,
             Self::DeadLetters(dead_letters) => dead_letters.output,
+            Self::Events(events) => events.output,
+            Self::Subscriptions(subscriptions) => subscriptions.output,
             Self::Keys(keys) => keys.output(),
         }
     }

@@ -12,7 +12,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Body, Method, RequestBuilder, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::io::ReaderStream;
 
 use crate::client::{self, Client, Connection};
@@ -51,8 +51,9 @@ pub(crate) struct Invoke {
     pub(crate) output: Format,
 }
 
+/// What is sent: a payload, or the data of an event.
 #[derive(Debug, Clone)]
-enum Data {
+pub(super) enum Data {
     Text(String),
     File(PathBuf),
     StandardInput,
@@ -69,13 +70,34 @@ impl From<&str> for Data {
 }
 
 impl Data {
+    /// What is in a file, of which - is standard input.
+    pub(super) fn of_file(file: PathBuf) -> Self {
+        if file.as_os_str() == "-" { Self::StandardInput } else { Self::File(file) }
+    }
+
     /// What type the payload has where no header says so.
-    fn content_type(&self) -> &'static str {
+    pub(super) fn content_type(&self) -> &'static str {
         match self {
             Self::Text(text) if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() => "application/json",
             Self::Text(_) => "text/plain; charset=utf-8",
             Self::File(file) if file.extension().is_some_and(|extension| extension == "json") => "application/json",
             Self::File(_) | Self::StandardInput => "application/octet-stream",
+        }
+    }
+
+    /// All of it, in memory.
+    pub(super) async fn read(self) -> Result<Vec<u8>> {
+        match self {
+            Self::Text(text) => Ok(text.into_bytes()),
+            Self::StandardInput => {
+                let mut bytes = Vec::new();
+                tokio::io::stdin().read_to_end(&mut bytes).await?;
+                Ok(bytes)
+            }
+            Self::File(file) => {
+                let wrong = |error| Failure::usage(format!("{}: {error}", file.display()));
+                tokio::fs::read(&file).await.map_err(wrong)
+            }
         }
     }
 

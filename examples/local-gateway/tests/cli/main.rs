@@ -11,6 +11,7 @@
 mod client;
 mod common;
 mod configuration;
+mod events;
 mod keys;
 mod queue;
 mod serve;
