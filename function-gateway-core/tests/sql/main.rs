@@ -278,6 +278,12 @@ mod on_server {
         crate::queue::other_processes_are_told(Database::postgres().await).await;
     }
 
+    #[tokio::test]
+    #[ignore = "needs PostgreSQL: cargo xtask test"]
+    async fn a_long_queue_is_never_read_as_a_whole() {
+        crate::queue::a_long_queue_is_never_read_as_a_whole(Database::postgres().await).await;
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     #[ignore = "needs PostgreSQL: cargo xtask test"]
     async fn a_server_that_is_killed_loses_nothing_and_is_used_again() {

@@ -191,3 +191,68 @@ pub(crate) async fn a_take_finds_what_is_due_among_many_tenants_that_have_nothin
     assert!(taken.next_due.is_some_and(|next| next > Duration::ZERO && next <= LEASE));
     assert_eq!(store.depth(&tenant(), None).await.unwrap().open, 1);
 }
+
+/// Nothing that is done with a long queue reads all of it.
+pub(crate) async fn a_long_queue_is_never_read_as_a_whole(database: Database) {
+    let store = open(&database, options()).await;
+    let revision = function("a").1;
+    store.accept(acceptance(&revision)).await.unwrap();
+    store.close().await;
+    database
+        .execute(
+            "INSERT INTO fg_submissions SELECT '00000005-0000-7000-8000-' || lpad(to_hex(i), 12, '0'), tenant, name, \
+             function_id, pinned, state, due_at + i, epoch, attempts, repeatable, cancel_requested, created_at, ended_at, \
+             dead_at, expires_at, idem_key, format, replace(document, id, '00000005-0000-7000-8000-' || \
+             lpad(to_hex(i), 12, '0')), progress, payload, result FROM fg_submissions, generate_series(1, 20000) AS n(i); \
+             UPDATE fg_queue_depth SET open = open + 20000; ANALYZE",
+        )
+        .await;
+    let scans = async |kind: &str| {
+        let query = format!("SELECT {kind}::BIGINT FROM pg_stat_user_tables WHERE relname = 'fg_submissions'");
+        database.number(&query).await
+    };
+    // A connection tells what it has read at its end, the one that has made the indexes too.
+    let ended_all = async || {
+        let others =
+            "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        let waiting = async {
+            while database.number(others).await > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("connections end");
+    };
+    ended_all().await;
+    let (before, found) = (scans("seq_scan").await, scans("COALESCE(idx_scan, 0)").await);
+    let store = open(&database, options()).await;
+    let (request, tenant) = (TakeRequest::new(3, LEASE), tenant());
+    // More often than plans are made for the values of their arguments.
+    for number in 0..8 {
+        let mut keyed = acceptance(&revision);
+        let submission = Arc::get_mut(&mut keyed.submission).unwrap();
+        (submission.pinned, submission.idempotency) = (true, Some(IdempotencyKey::new(number.to_string(), "same")));
+        store.accept(keyed.with_limits(QueueLimits::new(100_000, 100_000))).await.unwrap();
+        let taken = store.take(&request).await.unwrap().items;
+        assert_eq!(taken.len(), 3);
+        for (item, dead) in taken.iter().zip([false, true, true]) {
+            store.dispatch(&item.lease, Dispatch::new(1, LEASE)).await.unwrap();
+            let mut settlement = ended(&item.invocation.submission, &revision, dead);
+            if let Settled::Ended { record, .. } = &mut settlement.settled {
+                *record = None;
+            }
+            store.settle(&item.lease, settlement).await.unwrap();
+        }
+        for filter in [DeadLetterFilter::default(), DeadLetterFilter::of(revision.key.name.clone())] {
+            store.dead_letters(&tenant, &filter, &PageRequest::first(10)).await.unwrap();
+        }
+        store.purge(&tenant, taken[1].lease.id).await.unwrap();
+        store.redrive(&tenant, taken[2].lease.id, acceptance(&revision), Duration::ZERO).await.unwrap();
+        store.pinned(revision.function, revision.generation).await.unwrap();
+        store.cancelled(&[taken[0].lease.id]).await.unwrap();
+        store.expire(10).await.unwrap();
+    }
+    store.close().await;
+    ended_all().await;
+    assert!(scans("COALESCE(idx_scan, 0)").await > found + 8 * 10, "the server counts");
+    assert_eq!(scans("seq_scan").await, before);
+}
