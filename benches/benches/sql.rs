@@ -1,8 +1,8 @@
 //! The SQL stores: how fast records are written, what they cost a call, and whether a large database is slower than a small one.
 //!
 //! SQLite in a temporary folder, and PostgreSQL where `FUNCTION_GATEWAY_TEST_POSTGRES_URL` names a server on which databases
-//! may be made. `-- recording`, `-- calls` and `-- size` run one part; `-- size --full` measures a million functions and
-//! five million records, for which it takes a while and some 20 GB of disk.
+//! may be made. `-- recording`, `-- calls`, `-- size` and `-- queue` run one part; `-- size --full` measures a million functions
+//! and five million records, for which it takes a while and some 20 GB of disk.
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark")]
 
 use std::sync::Arc;
@@ -20,6 +20,9 @@ use function_gateway_core::{
 use sqlx::{Connection as _, Row as _};
 use tokio::runtime::Runtime;
 
+#[path = "sql/queue.rs"]
+mod queue;
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let wants = |part: &str| args.iter().all(|arg| arg.starts_with("--")) || args.iter().any(|arg| arg == part);
@@ -35,6 +38,9 @@ fn main() {
         if wants("size") {
             let full = args.iter().any(|arg| arg == "--full");
             size(&runtime, &engine, full);
+        }
+        if wants("queue") {
+            runtime.block_on(queue::queue(&engine));
         }
     }
 }
@@ -69,6 +75,15 @@ impl Engine {
                 )
                 .await;
                 format!("{}/bench_{name}?{query}", host.rsplit_once('/').unwrap().0)
+            }
+        }
+    }
+
+    /// Removes the files of all databases, which are closed.
+    fn remove_files(&self) {
+        if let Self::Sqlite(folder) = self {
+            for file in std::fs::read_dir(folder.path()).unwrap() {
+                let _ = std::fs::remove_file(file.unwrap().path());
             }
         }
     }

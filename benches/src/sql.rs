@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use function_gateway_core::store::sql::{SqlStore, SqlStoreOptions};
 use function_gateway_core::{
-    Delivery, Durability, ErrorClass, Failure, FunctionId, FunctionKey, FunctionStore, Generation, InvocationId,
-    InvocationRecord, InvocationState, InvocationStore, Result, Revision, RevisionReason, TimedPhase, Timestamp,
+    Acceptance, Delivery, Durability, ErrorClass, Failure, FunctionId, FunctionKey, FunctionStore, Generation,
+    InvocationId, InvocationQueue, InvocationRecord, InvocationState, InvocationStore, InvokeRequest, Principal,
+    Result, Revision, RevisionReason, StoredRequest, Submission, TimedPhase, Timestamp,
 };
 use sqlx::Connection as _;
 
@@ -194,6 +195,45 @@ fn multiply(url: &str, size: Size) -> String {
     );
     script.push_str(if url.starts_with("sqlite:") { "ANALYZE;\n" } else { "VACUUM ANALYZE;\n" });
     script
+}
+
+/// An invocation to be accepted, with a payload of 100 bytes and its record.
+///
+/// # Errors
+/// Where the request can't be stored.
+pub fn acceptance(revision: &Revision) -> Result<Acceptance> {
+    let (payload, now) = (bytes::Bytes::from_static(&[b'x'; 100]), Timestamp::now());
+    let request = StoredRequest::of(&InvokeRequest::new(payload.clone()))?;
+    let principal = Principal::clone(caller().principal());
+    let id = InvocationId::generate();
+    let mut record = InvocationRecord::new(id, revision, principal.id.clone(), now);
+    record.state = InvocationState::Queued;
+    let submission = Submission::new(id, revision, principal, now, request, payload);
+    Ok(Acceptance::new(Arc::new(submission), Some(Arc::new(record))))
+}
+
+/// Fills the queue of a database that is empty with invocations that are due, without their records.
+///
+/// # Errors
+/// Those of the store.
+///
+/// # Panics
+/// Where the database refuses a statement.
+pub async fn filled_queue(url: &str, store: &SqlStore, revision: &Revision, count: u64) -> Result<()> {
+    store.accept(acceptance(revision)?).await?;
+    let Words { series, hex, .. } = words(url);
+    let id = format!("'00000005-0000-7000-8000-' || {}", hex("i"));
+    let copied = "tenant, name, function_id, state, epoch, attempts, repeatable, cancel_requested, created_at, format, \
+                  progress, payload";
+    let mut script = format!(
+        "INSERT INTO fg_submissions (id, due_at, document, {copied}) SELECT {id}, due_at + i, \
+         replace(document, t.id, {id}), {copied} FROM {} AS numbers, (SELECT * FROM fg_submissions LIMIT 1) AS t;\n",
+        series(count),
+    );
+    let _ = writeln!(script, "UPDATE fg_queue_depth SET open = open + {count};");
+    script.push_str(if url.starts_with("sqlite:") { "ANALYZE;\n" } else { "VACUUM ANALYZE;\n" });
+    execute(url, &script).await;
+    Ok(())
 }
 
 /// Runs statements, one in each line.

@@ -1,7 +1,7 @@
 //! What an author of a driver implements: the one way from the gateway to an engine.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_core::Stream;
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -317,25 +317,41 @@ pub fn call_headers(cx: &CallContext) -> Vec<(&'static str, String)> {
     headers
 }
 
+/// The names of [`call_header`] and of the trace, read once.
+static TOLD: [HeaderName; 5] = [
+    HeaderName::from_static(call_header::INVOCATION_ID),
+    HeaderName::from_static(call_header::DEADLINE),
+    HeaderName::from_static(call_header::ATTEMPT),
+    HeaderName::from_static(TraceParent::HEADER),
+    HeaderName::from_static(TraceParent::STATE_HEADER),
+];
+
 /// Sets the headers of [`call_headers`], in place of any that the caller sent under the same names: those that this call
 /// has no value for are taken out, so that no caller speaks in the gateway's name.
 pub fn set_call_headers(cx: &CallContext, headers: &mut HeaderMap) {
-    const OURS: [&str; 5] = [
-        call_header::INVOCATION_ID,
-        call_header::DEADLINE,
-        call_header::ATTEMPT,
-        TraceParent::HEADER,
-        TraceParent::STATE_HEADER,
-    ];
-    for name in OURS {
-        headers.remove(name);
-    }
-    for (name, value) in call_headers(cx) {
-        // Ids, numbers and a `tracestate` that came as a header are valid values; another one is left out.
-        if let Ok(value) = HeaderValue::from_str(&value) {
-            headers.insert(name, value);
+    if !headers.is_empty() {
+        for name in &TOLD {
+            headers.remove(name);
         }
     }
+    let [id, deadline, attempt, trace, state] = &TOLD;
+    let mut set = |name: &HeaderName, value: Option<&dyn fmt::Display>| {
+        let Some(value) = value else { return };
+        // As large as these texts get, so that each is written in one go.
+        let mut text = String::with_capacity(64);
+        // Ids, numbers and a `tracestate` that came as a header are valid values; another one is left out.
+        if write!(text, "{value}").is_ok()
+            && let Ok(value) = HeaderValue::try_from(text)
+        {
+            headers.insert(name.clone(), value);
+        }
+    };
+    let by = cx.deadline().map(|deadline| Timestamp::now().plus(deadline.remaining()).as_micros() / 1000);
+    set(id, cx.invocation_id().as_ref().map(|id| id as _));
+    set(deadline, by.as_ref().map(|by| by as _));
+    set(attempt, Some(&cx.attempt()));
+    set(trace, cx.trace().as_ref().map(|trace| trace as _));
+    set(state, cx.trace_state().as_ref().map(|state| state as _));
 }
 
 /// How many instances are to run.
@@ -521,5 +537,26 @@ mod tests {
             (&headers[call_header::ATTEMPT], &headers["x-own"]),
             (&"1".parse().unwrap(), &"forged".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn headers_and_pairs_tell_the_same() {
+        let bare = CallContext::new(Principal::new("acme".parse().unwrap(), "ada".parse().unwrap()));
+        let full = bare
+            .clone()
+            .with_invocation_id(crate::InvocationId::generate())
+            .with_trace(TraceParent::root())
+            .with_trace_state("a=b");
+        for cx in [bare, full] {
+            let mut headers = HeaderMap::new();
+            set_call_headers(&cx, &mut headers);
+            let mut set: Vec<_> =
+                headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+            let told = call_headers(&cx);
+            let mut told: Vec<_> = told.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            set.sort_unstable();
+            told.sort_unstable();
+            assert_eq!(set, told);
+        }
     }
 }

@@ -71,6 +71,7 @@ impl From<SubscriptionName> for String {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Strategy {
     /// Each independently of the others.
     #[default]
@@ -85,6 +86,7 @@ pub enum Strategy {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum FailurePolicy {
     /// What the function's own specification says.
     #[default]
@@ -103,6 +105,7 @@ pub enum FailurePolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Retries {
     /// Attempts in all, the first included: 1 to 100.
     pub max_attempts: u32,
@@ -165,6 +168,7 @@ impl FailurePolicy {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum EventForm {
     /// The data as the payload, the attributes in `ce-*` headers. The function's schema is about the data.
     #[default]
@@ -177,9 +181,11 @@ pub enum EventForm {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SubscriptionSpec {
     /// Which events: those that match all filters, so all without any.
     #[serde(default, skip_serializing_if = "Filters::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<utoipa::openapi::Object>))]
     pub filters: Filters,
     /// What they trigger: 1 to 16 functions of the tenant.
     pub functions: Vec<FunctionName>,

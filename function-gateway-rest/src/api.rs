@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use function_gateway_core::{Error, ErrorKind, Gateway, Result};
+use function_gateway_events::EventBroker;
 use http::{HeaderName, HeaderValue};
 
 use crate::auth::Authenticator;
@@ -120,6 +121,8 @@ type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
 /// What handlers share.
 pub(crate) struct Api {
     pub(crate) gateway: Gateway,
+    /// Absent where the gateway takes no events.
+    pub(crate) broker: Option<EventBroker>,
     pub(crate) authenticators: Vec<Arc<dyn Authenticator>>,
     pub(crate) options: RestOptions,
     pub(crate) metrics: Option<RenderMetrics>,
@@ -159,7 +162,13 @@ impl RestApi {
     /// Starts to put the API of a gateway together.
     #[must_use]
     pub fn builder(gateway: Gateway) -> RestApiBuilder {
-        RestApiBuilder { gateway, authenticators: Vec::new(), options: RestOptions::default(), metrics: None }
+        RestApiBuilder {
+            gateway,
+            broker: None,
+            authenticators: Vec::new(),
+            options: RestOptions::default(),
+            metrics: None,
+        }
     }
 
     /// The router, to be mounted under any path. It binds no port and starts no task.
@@ -179,6 +188,7 @@ pub fn openapi_json() -> &'static str {
 /// Puts a [`RestApi`] together.
 pub struct RestApiBuilder {
     gateway: Gateway,
+    broker: Option<EventBroker>,
     authenticators: Vec<Arc<dyn Authenticator>>,
     options: RestOptions,
     metrics: Option<RenderMetrics>,
@@ -191,6 +201,13 @@ impl fmt::Debug for RestApiBuilder {
 }
 
 impl RestApiBuilder {
+    /// Takes events, and offers subscriptions to them. Without, these routes answer 501.
+    #[must_use]
+    pub fn events(mut self, broker: EventBroker) -> Self {
+        self.broker = Some(broker);
+        self
+    }
+
     /// Adds a way to find out who calls, asked after those that were added before.
     #[must_use]
     pub fn authenticator(mut self, authenticator: impl Authenticator) -> Self {
@@ -219,13 +236,14 @@ impl RestApiBuilder {
     /// [`ErrorKind::Misconfigured`] where nothing says who calls. An API that is to be open to all says so with
     /// [`Anonymous`](crate::Anonymous).
     pub fn build(self) -> Result<RestApi> {
-        let Self { gateway, authenticators, options, metrics } = self;
+        let Self { gateway, broker, authenticators, options, metrics } = self;
         if authenticators.is_empty() {
             let message = "an API needs an authenticator: ApiKeyAuthenticator, jwt::JwtAuthenticator, HostPrincipal, \
                            Anonymous or one of your own";
             return Err(Error::new(ErrorKind::Misconfigured, message));
         }
-        Ok(RestApi(Arc::new(Api { gateway, authenticators, options, metrics, readiness: Readiness::default() })))
+        let readiness = Readiness::default();
+        Ok(RestApi(Arc::new(Api { gateway, broker, authenticators, options, metrics, readiness })))
     }
 }
 

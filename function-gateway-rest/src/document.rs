@@ -9,6 +9,7 @@ use function_gateway_core::{
     Receipt, Revision, RevisionReason, RevisionState, RouteEntry, Scope, Submission, TenantId, Timestamp,
     UnreadableRow, Version, Violation, Work,
 };
+use function_gateway_events::{Published, Subscription, SubscriptionSpec};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -575,6 +576,78 @@ impl NotDone {
     /// One that can't be read.
     pub(crate) fn unreadable(row: UnreadableRow) -> Self {
         Self { id: row.id, code: ErrorKind::Store.code(), detail: row.reason }
+    }
+}
+
+/// A subscription to be created.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewSubscription {
+    /// Its name: a DNS label, at most 63 of a-z, 0-9 and '-'.
+    pub(crate) name: String,
+    /// Which events execute which functions, and how.
+    #[schema(value_type = SubscriptionSpec)]
+    pub(crate) spec: serde_json::Value,
+}
+
+/// A subscription.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SubscriptionDocument {
+    /// Its name.
+    name: String,
+    /// Counts its changes.
+    version: Version,
+    /// On behalf of whom its functions are executed.
+    principal: PrincipalId,
+    /// When it was created.
+    created_at: Timestamp,
+    /// When it was changed last.
+    updated_at: Timestamp,
+    /// Which events execute which functions, and how.
+    spec: SubscriptionSpec,
+}
+
+impl From<&Subscription> for SubscriptionDocument {
+    fn from(subscription: &Subscription) -> Self {
+        let Subscription { name, version, principal, created_at, updated_at, spec, .. } = subscription.clone();
+        Self { name: name.to_string(), version, principal: principal.id, created_at, updated_at, spec }
+    }
+}
+
+/// What an event has led to.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct PublishedDocument {
+    /// The event's `id`.
+    id: String,
+    /// The event's `source`.
+    source: String,
+    /// The executions that were accepted; none where no subscription is about it.
+    triggered: Vec<TriggeredDocument>,
+}
+
+/// An execution that an event has led to.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct TriggeredDocument {
+    /// The subscription that the event met.
+    subscription: String,
+    /// The function that is executed; of a sequence the first.
+    function: FunctionName,
+    /// The execution.
+    execution: InvocationId,
+    /// Whether the event was taken before.
+    repeated: bool,
+}
+
+impl From<Published> for PublishedDocument {
+    fn from(published: Published) -> Self {
+        let Published { id, source, triggered, .. } = published;
+        let triggered = triggered.into_iter().map(|triggered| TriggeredDocument {
+            subscription: triggered.subscription.to_string(),
+            function: triggered.function,
+            execution: triggered.invocation,
+            repeated: triggered.is_repeated,
+        });
+        Self { id, source, triggered: triggered.collect() }
     }
 }
 

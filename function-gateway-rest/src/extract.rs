@@ -194,6 +194,11 @@ pub(crate) async fn document_bytes(request: Request, api: &Api, wanted: &'static
     if !is_of_type(sent, wanted) {
         return Err(Problem::unsupported_media_type(wanted, sent));
     }
+    whole(request, api).await
+}
+
+/// Reads a document whole, of whichever type.
+pub(crate) async fn whole(request: Request, api: &Api) -> Result<bytes::Bytes, Problem> {
     let limit = api.options.max_document_bytes;
     let body = payload::of_request(request.into_body(), api.options.upload_idle_timeout);
     let total = api.options.document_timeout;

@@ -63,6 +63,9 @@ problems! {
     /// What an operation on the queue may answer.
     Queued:
         "501" "This gateway has no queue";
+    /// What an operation on events may answer.
+    Brokered:
+        "501" "This gateway takes no events";
     /// What an operation that not every driver offers may answer.
     Optional:
         "501" "The driver does not offer this",

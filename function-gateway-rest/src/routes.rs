@@ -3,6 +3,7 @@
 mod access;
 mod dead_letters;
 mod etag;
+mod events;
 mod executions;
 mod functions;
 pub(crate) mod invocations;
@@ -36,6 +37,7 @@ fn documents() -> OpenApiRouter<Arc<Api>> {
         .merge(invocations::document_routes())
         .merge(executions::routes())
         .merge(dead_letters::routes())
+        .merge(events::routes())
         .merge(access::routes())
         .merge(service::routes())
 }

@@ -180,11 +180,12 @@ fn skipped(name: &str, why: &str, expected: bool) {
 
 /// Makes a test of each case of the [conformance suite for drivers](crate::driver).
 ///
-/// It takes an expression that makes a [`DriverHarness`], evaluated for each case; it may use `.await`.
+/// It takes an expression that makes a [`DriverHarness`], evaluated for each case; it may use `.await`. Attributes after it are
+/// those of each test: `driver_conformance!(Live::new(), #[ignore = "needs an engine"])`.
 #[macro_export]
 macro_rules! driver_conformance {
-    ($harness:expr) => {
-        $crate::__driver_cases! { ($harness)
+    ($harness:expr $(, #[$attribute:meta])*) => {
+        $crate::__driver_cases! { ($harness) ($(#[$attribute])*)
             info_names_a_kind_and_its_protocols
             an_unknown_protocol_has_no_capabilities
             probe_names_the_engine
@@ -246,13 +247,20 @@ macro_rules! driver_conformance {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __driver_cases {
-    (($harness:expr) $($case:ident)+) => {
-        $(
-            #[test]
-            fn $case() {
-                $crate::driver::run(stringify!($case), async { $harness }, $crate::driver::cases::$case);
-            }
-        )+
+    ($harness:tt $attributes:tt $($case:ident)+) => {
+        $($crate::__driver_case! { $harness $attributes $case })+
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __driver_case {
+    (($harness:expr) ($(#[$attribute:meta])*) $case:ident) => {
+        #[test]
+        $(#[$attribute])*
+        fn $case() {
+            $crate::driver::run(stringify!($case), async { $harness }, $crate::driver::cases::$case);
+        }
     };
 }
 

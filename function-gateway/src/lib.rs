@@ -5,6 +5,7 @@
 //!
 //! | feature | what it brings |
 //! |---|---|
+//! | `knative` | [`drivers::knative`]: functions on Knative Serving, through the Kubernetes API |
 //! | `local-process` | [`drivers::local_process`]: functions as processes on this machine |
 //! | `openfaas` | [`drivers::openfaas`]: functions on OpenFaaS, through its gateway |
 //! | `events` | [`events`]: CloudEvents that execute functions |
@@ -17,6 +18,8 @@ pub use function_gateway_core::*;
 
 /// Drivers, by feature.
 pub mod drivers {
+    #[cfg(feature = "knative")]
+    pub use function_gateway_knative as knative;
     #[cfg(feature = "local-process")]
     pub use function_gateway_local_process as local_process;
     #[cfg(feature = "openfaas")]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 
 use function_gateway_core::{DriverCapabilities, ErrorKind, FaasDriver, Protocol, Result, Scope};
+use function_gateway_knative::{Knative, KnativeConfig};
 use function_gateway_local_process::{LocalProcess, LocalProcessConfig};
 use function_gateway_openfaas::{OpenFaas, OpenFaasConfig};
 
@@ -12,6 +13,7 @@ fn drivers() -> Result<Vec<Box<dyn FaasDriver>>> {
     Ok(vec![
         Box::new(LocalProcess::new(LocalProcessConfig::new())?),
         Box::new(OpenFaas::new(OpenFaasConfig::new("http://127.0.0.1:8080"))?),
+        Box::new(Knative::new(KnativeConfig::default())?),
     ])
 }
 

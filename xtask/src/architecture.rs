@@ -42,6 +42,7 @@ const ACCEPTED_DUPLICATES: &[(&str, &str)] = &[
     ("r-efi", "comes with the two versions of getrandom, for UEFI only"),
     ("sha2", "sqlx is on 0.10, its part for MySQL on 0.11; neither shows it"),
     ("syn", "macros are moving from 2 to 3; it is only there while building"),
+    ("tower-http", "kube is on 0.7, reqwest and axum are on 0.6; none shows it"),
     ("untrusted", "aws-lc-rs is on 0.7 and rustls-webpki on 0.9; neither shows it"),
 ];
 
@@ -78,7 +79,8 @@ impl Area {
     fn may_use(self, other: Self) -> bool {
         match self {
             Self::Core => false,
-            Self::Driver | Self::Middleware | Self::Rest | Self::Events | Self::Testkit => other == Self::Core,
+            Self::Driver | Self::Middleware | Self::Events | Self::Testkit => other == Self::Core,
+            Self::Rest => matches!(other, Self::Core | Self::Events),
             Self::Facade => !matches!(other, Self::Testkit | Self::Unpublished),
             Self::Unpublished => true,
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use function_gateway_core::naming::is_dns_label;
 use function_gateway_core::{Error, ErrorKind, Result, SecretRef, TenantId};
 use serde::Deserialize;
 
@@ -236,7 +237,7 @@ impl OpenFaasConfig {
             return refuse("url: has a query or a fragment");
         }
         for namespace in self.namespace.iter().chain(&self.namespaces) {
-            if !is_namespace(namespace) {
+            if !is_dns_label(namespace) {
                 return refuse("namespace: is no DNS label (letters, digits and '-', at most 63)");
             }
         }
@@ -253,12 +254,6 @@ impl OpenFaasConfig {
         }
         Ok(url)
     }
-}
-
-/// Whether a text is a DNS label (RFC 1123), as a namespace has to be.
-pub(crate) fn is_namespace(text: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=63).contains(&text.len()) && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 #[cfg(test)]

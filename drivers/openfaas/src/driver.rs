@@ -3,9 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
+use function_gateway_core::forward::Calls;
+use function_gateway_core::naming::annotation_pointer;
 use function_gateway_core::{
     BoxStream, CallContext, Delivery, DeployRequest, Deployment, DeploymentStatus, DriverCapabilities, DriverInfo,
     DriverRef, DriverRequest, EngineInfo, Error, ErrorKind, FaasDriver, FunctionSpec, GatewayId, InvokeResponse,
@@ -15,21 +17,17 @@ use futures_util::stream::{self, StreamExt as _};
 use http::{Method, StatusCode};
 use serde::Serialize;
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::client::{Client, Manage};
 use crate::config::OpenFaasConfig;
 use crate::error::of_refused_deployment;
-use crate::invoke::{self, Hold};
+use crate::invoke;
 use crate::mapping::{self, FunctionDocument, Held, Provider};
 use crate::names::{self, Target};
-use crate::settings::{self, Settings};
+use crate::settings::Settings;
 use crate::{list, logs, secrets};
 
 const FUNCTIONS: &str = "/system/functions";
-/// How long a shutdown waits for calls that it has stopped.
-const STOP_GRACE: Duration = Duration::from_secs(1);
 
 /// Manages and executes functions on OpenFaaS, through its gateway.
 ///
@@ -51,8 +49,7 @@ pub struct OpenFaas {
     client: Client,
     provider: AtomicU8,
     queues: AtomicU8,
-    calls: TaskTracker,
-    stop: CancellationToken,
+    calls: Calls,
 }
 
 impl fmt::Debug for OpenFaas {
@@ -101,8 +98,7 @@ impl OpenFaas {
             config,
             provider: AtomicU8::new(UNKNOWN),
             queues: AtomicU8::new(UNKNOWN),
-            calls: TaskTracker::new(),
-            stop: CancellationToken::new(),
+            calls: Calls::default(),
         })
     }
 
@@ -239,10 +235,7 @@ impl FaasDriver for OpenFaas {
         let mut found = mapping::check(spec, &self.config, self.provider());
         let (settings, _) = Settings::read(spec, &self.config);
         let mut add = |name: &str, reason: String| {
-            found.push(Violation::new(
-                format!("/annotations/{}", settings::escape(&format!("openfaas.com/{name}"))),
-                reason,
-            ));
+            found.push(Violation::new(annotation_pointer(&format!("openfaas.com/{name}")), reason));
         };
         if settings.is_async && self.queues.load(Ordering::Relaxed) == NO {
             add("async", "this engine is set up without a queue".to_owned());
@@ -263,9 +256,7 @@ impl FaasDriver for OpenFaas {
     }
 
     async fn deploy(&self, cx: &CallContext, target: &DriverRef, request: DeployRequest) -> Result<DeploymentStatus> {
-        if self.calls.is_closed() {
-            return Err(Error::new(ErrorKind::ShuttingDown, "the driver is shutting down"));
-        }
+        self.calls.check_open()?;
         let (reference, target) = (target, Target::parse(target)?);
         let held = self.client.function(cx, &target).await?;
         match held.as_ref().map(|document| document.held(&target)) {
@@ -330,12 +321,8 @@ impl FaasDriver for OpenFaas {
     }
 
     async fn invoke(&self, cx: &CallContext, target: &DriverRef, request: DriverRequest) -> Result<InvokeResponse> {
-        // The token comes first: a shutdown that is not seen yet then waits for it.
-        let hold = Hold { _token: self.calls.token(), stop: self.stop.clone() };
-        if self.calls.is_closed() {
-            return Err(Error::new(ErrorKind::ShuttingDown, "the driver is shutting down"));
-        }
-        invoke::invoke(&self.client, cx, Target::parse(target)?, request, hold).await
+        let call = self.calls.begin()?;
+        invoke::invoke(&self.client, cx, Target::parse(target)?, request, call).await
     }
 
     /// Sets the number of replicas, and reads it back: the Community Edition keeps within 1 and 5 without a word.
@@ -381,15 +368,7 @@ impl FaasDriver for OpenFaas {
     }
 
     async fn shutdown(&self, deadline: Instant) -> Result<()> {
-        self.calls.close();
-        if tokio::time::timeout_at(deadline.into(), self.calls.wait()).await.is_ok() {
-            return Ok(());
-        }
-        self.stop.cancel();
-        tokio::time::timeout(STOP_GRACE, self.calls.wait()).await.map_err(|_| {
-            let message = "answers that nobody reads are still held";
-            Error::new(ErrorKind::Engine, message).with_context("still_running", self.calls.len().to_string())
-        })
+        self.calls.shutdown(deadline).await
     }
 }
 

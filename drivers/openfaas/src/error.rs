@@ -3,8 +3,7 @@
 //! What is told apart, and in which order, is what a real gateway was seen to answer. A function can forge the headers that
 //! it goes by, so it classifies and secures nothing.
 
-use std::time::Duration;
-
+use function_gateway_core::forward::{Broken, Fault, one_line, retry_after};
 use function_gateway_core::{Delivery, Error, ErrorKind, Retry};
 use http::{HeaderMap, StatusCode, header};
 
@@ -74,17 +73,8 @@ pub(crate) enum Meaning {
     Missing,
 }
 
-/// An error that an answer stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Fault {
-    pub(crate) kind: ErrorKind,
-    pub(crate) delivery: Delivery,
-    pub(crate) retry: Retry,
-    pub(crate) message: &'static str,
-}
-
 const fn fault(kind: ErrorKind, delivery: Delivery, retry: Retry, message: &'static str) -> Meaning {
-    Meaning::Error(Fault { kind, delivery, retry, message })
+    Meaning::Error(Fault::new(kind, delivery, retry, message))
 }
 
 struct Row {
@@ -181,32 +171,6 @@ pub(crate) fn of_call(signs: &Signs) -> Meaning {
     CALLS.iter().find(|row| (row.applies)(signs)).map_or(Meaning::Answer, |row| row.meaning)
 }
 
-/// How long to wait before a call is worth another try that the engine had no room for.
-const ROOM_AFTER: Duration = Duration::from_millis(100);
-
-impl Fault {
-    /// The error, with the engine's own words for the operators only.
-    pub(crate) fn error(self, status: u16, headers: &HeaderMap, text: &str) -> Error {
-        let error = Error::new(self.kind, self.message)
-            .with_delivery(self.delivery)
-            .with_retry(self.retry)
-            .with_context("engine_status", status.to_string())
-            .with_detail(cut(text));
-        if self.kind == DeadlineExceeded {
-            return error.with_context("timeout", "engine");
-        }
-        if self.kind == Unavailable && self.delivery == NotSent {
-            return error.with_retry_after(retry_after(headers).unwrap_or(ROOM_AFTER));
-        }
-        error
-    }
-}
-
-/// `Retry-After` in seconds (RFC 9110, section 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
 /// The table for calls that are queued, by status: everything but 202 is the engine's answer.
 const QUEUE: &[(std::ops::RangeInclusive<u16>, ErrorKind, Delivery, Retry, &str)] = &[
     (300..=399, ErrorKind::Engine, NotSent, Never, "the engine's address redirects calls, which is not followed"),
@@ -234,7 +198,7 @@ pub(crate) fn of_queue(status: StatusCode, headers: &HeaderMap, text: &str) -> E
     };
     let other = (ErrorKind::Engine, Unknown, Never, "the engine answered what it must not");
     let (kind, delivery, retry, message) = row.map_or(other, |row| (row.1, row.2, row.3, row.4));
-    Fault { kind, delivery, retry, message }.error(status.as_u16(), headers, text)
+    Fault::new(kind, delivery, retry, message).error(status.as_u16(), headers, text)
 }
 
 /// The table for calls that manage, by status: kind, whether trying again may help, and what it means. Successes and what an
@@ -264,8 +228,10 @@ pub(crate) fn of_management(status: StatusCode, headers: &HeaderMap, text: &str)
     let (kind, retry, message) =
         row.map_or((ErrorKind::Engine, Never, "the engine answered what it must not"), |row| (row.1, row.2, row.3));
     let error = match kind {
-        ErrorKind::Misconfigured if !text.trim().is_empty() => Error::new(kind, format!("{message}: {}", cut(text))),
-        _ => Error::new(kind, message).with_detail(cut(text)),
+        ErrorKind::Misconfigured if !text.trim().is_empty() => {
+            Error::new(kind, format!("{message}: {}", one_line(text)))
+        }
+        _ => Error::new(kind, message).with_detail(one_line(text)),
     };
     let error =
         error.with_retry(retry).with_delivery(NotSent).with_context("engine_status", status.as_u16().to_string());
@@ -291,65 +257,26 @@ pub(crate) fn of_refused_deployment(status: StatusCode, headers: &HeaderMap, tex
         .with_retry(Never)
         .with_delivery(NotSent)
         .with_context("engine_status", status.as_u16().to_string())
-        .with_detail(cut(text))
-}
-
-/// How far a request had come when it failed without an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Broken {
-    /// No connection.
-    Connect,
-    /// Our own time for it has run out.
-    Timeout,
-    /// The request could not be written as one.
-    Builder,
-    /// All else: closed or reset once it had been begun.
-    Midway,
-}
-
-impl Broken {
-    fn of(error: &reqwest::Error) -> Self {
-        if error.is_builder() {
-            Self::Builder
-        } else if error.is_connect() {
-            Self::Connect
-        } else if error.is_timeout() {
-            Self::Timeout
-        } else {
-            Self::Midway
-        }
-    }
-
-    fn fault(self) -> Fault {
-        let (kind, delivery, retry, message) = match self {
-            Self::Connect => (Unavailable, NotSent, Transient, "the engine can't be connected to"),
-            Self::Timeout => (Unavailable, Unknown, Transient, "the engine did not answer in time"),
-            Self::Builder => (InvalidArgument, NotSent, Never, "the call can't be written as a request to the engine"),
-            Self::Midway => {
-                (Unavailable, Unknown, Transient, "the connection to the engine broke before it had answered")
-            }
-        };
-        Fault { kind, delivery, retry, message }
-    }
+        .with_detail(one_line(text))
 }
 
 /// The error for a request that got no answer.
 pub(crate) fn of_transport(error: reqwest::Error) -> Error {
-    let Fault { kind, delivery, retry, message } = Broken::of(&error).fault();
-    // A URL may hold what belongs to the caller.
-    Error::new(kind, message).with_delivery(delivery).with_retry(retry).with_source(error.without_url())
+    let broken = if error.is_builder() {
+        Broken::NotWritten
+    } else if error.is_connect() {
+        Broken::NotConnected
+    } else if error.is_timeout() {
+        Broken::TimedOut
+    } else {
+        Broken::Midway
+    };
+    broken.error(error.without_url())
 }
 
 /// The error for an answer of a function that broke off.
 pub(crate) fn of_answer(error: reqwest::Error) -> Error {
     Error::new(FunctionBroken, "the function's answer broke off").with_source(error.without_url())
-}
-
-/// What an engine says, in one line of bounded length.
-pub(crate) fn cut(text: &str) -> String {
-    const MAX: usize = 400;
-    let line: String = text.trim().chars().map(|sign| if sign.is_control() { ' ' } else { sign }).take(MAX).collect();
-    if text.trim().chars().nth(MAX).is_some() { format!("{line}…") } else { line }
 }
 
 #[cfg(test)]
@@ -468,24 +395,5 @@ mod tests {
         assert_eq!(refused(400, "maximum number of functions: 15"), (Unavailable, Never, true));
         assert_eq!(refused(500, "etcd is busy"), (ErrorKind::Engine, Transient, false));
         assert_eq!(refused(400, "image: is required"), (ErrorKind::Misconfigured, Never, false));
-    }
-
-    #[test]
-    fn every_way_to_break() {
-        for (broken, expected) in [
-            (Broken::Connect, (Unavailable, NotSent, Transient)),
-            (Broken::Timeout, (Unavailable, Unknown, Transient)),
-            (Broken::Builder, (InvalidArgument, NotSent, Never)),
-            (Broken::Midway, (Unavailable, Unknown, Transient)),
-        ] {
-            let fault = broken.fault();
-            assert_eq!((fault.kind, fault.delivery, fault.retry), expected);
-        }
-    }
-
-    #[test]
-    fn what_the_engine_says_is_cut() {
-        assert_eq!(cut(&"a".repeat(500)).chars().count(), 401);
-        assert_eq!(cut("a\tb\n"), "a b");
     }
 }

@@ -1,19 +1,16 @@
 //! Calls of functions: what is sent, and what is made of the answer.
 
-use std::borrow::Cow;
-use std::fmt::{self, Write as _};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use function_gateway_core::{
-    Body, CallContext, Delivery, DriverRequest, Error, ErrorKind, InvokeResponse, Result, Timestamp, TraceParent,
-    call_header, for_one_hop,
+use bytes::Bytes;
+use function_gateway_core::forward::{
+    Chunks, Payload, PayloadError, RunningCall, check_repeats, collected, one_line, streamed, until_stopped,
+    wire_headers, wire_path,
 };
-use futures_util::{StreamExt as _, stream};
+use function_gateway_core::{
+    Body, CallContext, Delivery, DriverRequest, Error, ErrorKind, InvokeResponse, Result, call_header, for_one_hop,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::client::Client;
 use crate::error::{self, Meaning, Signs};
@@ -39,43 +36,28 @@ const OF_THE_ENGINE: [HeaderName; 4] = [
 const MAX_TEXT: usize = 4 * 1024;
 const TEXT_WITHIN: Duration = Duration::from_secs(1);
 
-/// What a call holds until its answer has ended.
-pub(crate) struct Hold {
-    pub(crate) stop: CancellationToken,
-    /// Tells a shutdown that the call goes on.
-    pub(crate) _token: TaskTrackerToken,
-}
-
 /// Passes a call on.
 pub(crate) async fn invoke(
     client: &Client,
     cx: &CallContext,
     target: Target<'_>,
     request: DriverRequest,
-    hold: Hold,
+    running: RunningCall,
 ) -> Result<InvokeResponse> {
     check_method(&request)?;
-    let stop = hold.stop.clone();
+    let stop = running.stop_signal();
     if settings::is_async(&request.revision.spec) {
-        return tokio::select! {
-            biased;
-            answered = Box::pin(queue(client, cx, &target, request)) => answered,
-            () = stop.cancelled() => Err(stopped()),
-        };
+        return until_stopped(&stop, Box::pin(queue(client, cx, &target, request))).await;
     }
     let call = Call::new(client, cx, &target, request)?;
-    tokio::select! {
-        biased;
-        answered = execute(client, cx, &target, call, hold) => answered,
-        () = stop.cancelled() => Err(stopped()),
-    }
+    until_stopped(&stop, execute(client, cx, &target, call, running)).await
 }
 
 /// A call as it is sent. It is put together before anything waits, so that the future of a call is small.
 struct Call {
     sent: reqwest::Request,
     /// Where the payload's own error is found; only a stream has one.
-    broke: Option<Slot>,
+    broke: Option<PayloadError>,
     streaming: bool,
     events: bool,
     limit: u64,
@@ -95,10 +77,6 @@ impl Call {
     }
 }
 
-fn stopped() -> Error {
-    Error::new(ErrorKind::Cancelled, "the gateway's driver was shut down").with_delivery(Delivery::Unknown)
-}
-
 /// Which methods the engine passes on, and which of them once at most.
 fn check_method(request: &DriverRequest) -> Result<()> {
     let (method, spec) = (&request.method, &request.revision.spec);
@@ -113,17 +91,7 @@ fn check_method(request: &DriverRequest) -> Result<()> {
         Method::POST | Method::PUT | Method::PATCH | Method::DELETE => Ok(()),
         // The engine's gateway sends these again where a connection to its provider dies under them.
         Method::GET | Method::HEAD | Method::OPTIONS => {
-            // The path of readiness is asked again and again anyway.
-            let probes = *method == Method::GET
-                && request.query.is_none()
-                && spec.readiness_path.as_deref().is_some_and(|path| path == request.path);
-            if probes || settings::accepts_repeats(spec) {
-                return Ok(());
-            }
-            refuse(format!(
-                "the engine may execute {method} twice, and the function is not declared idempotent: see {}",
-                settings::ACCEPT_REPEATS
-            ))
+            check_repeats(request, settings::accepts_repeats(spec), settings::ACCEPT_REPEATS)
         }
         _ => refuse(format!("the engine does not pass the method {method} on")),
     }
@@ -134,7 +102,7 @@ async fn execute(
     cx: &CallContext,
     target: &Target<'_>,
     call: Call,
-    hold: Hold,
+    running: RunningCall,
 ) -> Result<InvokeResponse> {
     let Call { sent, broke, streaming, events, limit } = call;
     if broke.is_some() {
@@ -144,7 +112,7 @@ async fn execute(
     let is_head = *sent.method() == Method::HEAD;
     let mut response = match client.http(cx).await?.execute(sent).await {
         Ok(response) => response,
-        Err(error) => return Err(broken(error, broke.as_deref())),
+        Err(error) => return Err(broke.and_then(|broke| broke.take()).unwrap_or_else(|| error::of_transport(error))),
     };
     let (status, declared) = (response.status(), response.content_length());
     let mut headers = std::mem::take(response.headers_mut());
@@ -163,8 +131,8 @@ async fn execute(
         return Err(Error::too_large(ErrorKind::OutputTooLarge, "function's answer", limit));
     }
     let body = match streaming {
-        true => streamed(response, declared, limit, hold),
-        false => Body::from(collected(response, limit).await?),
+        true => streamed(Parts(response), declared, limit, running),
+        false => Body::from(collected(Parts(response), limit).await?),
     };
     let mut answer = InvokeResponse::new(status, body);
     answer.headers = headers;
@@ -202,15 +170,10 @@ async fn queue(
     Err(error::of_queue(status, &headers, &text(response).await))
 }
 
-/// The address of a call. The path is refused that the gateway would answer with a redirect to a cleaned one: what is sent
-/// again elsewhere may lose its payload, and `..` would leave the function.
+/// The address of a call.
 fn url(client: &Client, route: &str, target: &Target<'_>, request: &DriverRequest) -> Result<reqwest::Url> {
-    let invalid = |reason: &'static str| Error::new(ErrorKind::InvalidArgument, reason);
-    let path = wire_path(&request.path).map_err(invalid)?;
     let query = request.query.as_deref();
-    if query.is_some_and(|query| query.bytes().any(|byte| byte <= b' ' || byte == 0x7f || byte == b'#')) {
-        return Err(invalid("the query holds a sign that no query can hold"));
-    }
+    let path = wire_path(&request.path, query)?;
     let plain = || {
         let mut below = String::with_capacity(128);
         for part in ["/", route, "/", target.service] {
@@ -230,56 +193,8 @@ fn url(client: &Client, route: &str, target: &Target<'_>, request: &DriverReques
     Ok(url)
 }
 
-fn wire_path(path: &str) -> Result<Cow<'_, str>, &'static str> {
-    if path.is_empty() {
-        return Ok(Cow::Borrowed(path));
-    }
-    if !path.starts_with('/') || path.bytes().any(|byte| byte <= b' ' || matches!(byte, 0x7f | b'?' | b'#')) {
-        return Err("the path holds a sign that no path can hold");
-    }
-    let plain = !path.contains(['%', '\\']) && !path.contains("//") && !path.contains("/.");
-    if plain {
-        return Ok(Cow::Borrowed(path));
-    }
-    // The gateway looks at what is decoded.
-    let decoded = percent_decoded(path);
-    let mut segments = decoded.split(|byte| *byte == b'/').skip(1).peekable();
-    while let Some(segment) = segments.next() {
-        let unclean = matches!(segment, b"." | b"..") || (segment.is_empty() && segments.peek().is_some());
-        if unclean {
-            return Err("the path has an empty part, `.` or `..`, which the engine does not pass on");
-        }
-    }
-    // A URL takes it for a slash.
-    Ok(path.replace('\\', "%5C").into())
-}
-
-fn percent_decoded(text: &str) -> Vec<u8> {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                decoded.push(byte);
-                rest = after.get(2..).unwrap_or_default();
-            }
-            None => {
-                decoded.push(*first);
-                rest = after;
-            }
-        }
-    }
-    decoded
-}
-
 fn headers(cx: &CallContext, request: &mut DriverRequest) -> HeaderMap {
-    let mut headers = std::mem::take(&mut request.headers);
-    for_one_hop(&mut headers);
-    for name in [header::CONTENT_LENGTH, header::EXPECT, header::HOST] {
-        headers.remove(name);
-    }
-    tell(cx, &mut headers);
+    let mut headers = wire_headers(cx, std::mem::take(&mut request.headers));
     if !headers.contains_key(&CALL_ID)
         && let Some(id) = headers.get(call_header::INVOCATION_ID).cloned()
     {
@@ -295,42 +210,6 @@ fn headers(cx: &CallContext, request: &mut DriverRequest) -> HeaderMap {
     headers
 }
 
-/// What the gateway tells a function about its call.
-static TOLD: [HeaderName; 5] = [
-    HeaderName::from_static(call_header::INVOCATION_ID),
-    HeaderName::from_static(call_header::DEADLINE),
-    HeaderName::from_static(call_header::ATTEMPT),
-    HeaderName::from_static(TraceParent::HEADER),
-    HeaderName::from_static(TraceParent::STATE_HEADER),
-];
-
-/// Does what [`set_call_headers`](function_gateway_core::set_call_headers) does, with names that are not read again for each call and
-/// texts that are as large as they get from the start. A test holds it to that.
-fn tell(cx: &CallContext, headers: &mut HeaderMap) {
-    if !headers.is_empty() {
-        for name in &TOLD {
-            headers.remove(name);
-        }
-    }
-    let [id, deadline, attempt, trace, state] = &TOLD;
-    let mut set = |name: &HeaderName, value: Option<&dyn fmt::Display>| {
-        let Some(value) = value else { return };
-        let mut text = String::with_capacity(64);
-        // A trace state that is no value of a header is left out.
-        if write!(text, "{value}").is_ok()
-            && let Ok(value) = HeaderValue::try_from(text)
-        {
-            headers.insert(name.clone(), value);
-        }
-    };
-    let by = cx.deadline().map(|deadline| Timestamp::now().plus(deadline.remaining()).as_micros() / 1000);
-    set(id, cx.invocation_id().as_ref().map(|id| id as _));
-    set(deadline, by.as_ref().map(|by| by as _));
-    set(attempt, Some(&cx.attempt()));
-    set(trace, cx.trace().as_ref().map(|trace| trace as _));
-    set(state, cx.trace_state().as_ref().map(|state| state as _));
-}
-
 /// Asks for an answer that is not held back, unless the caller asks for something of its own.
 fn take_events(headers: &mut HeaderMap) -> bool {
     match headers.get(header::ACCEPT) {
@@ -342,32 +221,20 @@ fn take_events(headers: &mut HeaderMap) -> bool {
     }
 }
 
-type Slot = Arc<Mutex<Option<Error>>>;
-
 /// The payload, and where its own error is found should it break off.
-fn payload(body: Body) -> (Option<reqwest::Body>, Option<Slot>) {
-    if let Some(bytes) = body.as_bytes() {
-        return ((!bytes.is_empty()).then(|| bytes.clone().into()), None);
+fn payload(body: Body) -> (Option<reqwest::Body>, Option<PayloadError>) {
+    match Payload::of(body) {
+        (Payload::Bytes(bytes), broke) => ((!bytes.is_empty()).then(|| bytes.into()), broke),
+        (Payload::Stream(stream), broke) => (Some(reqwest::Body::wrap_stream(stream)), broke),
     }
-    let broke = Slot::default();
-    let slot = Arc::clone(&broke);
-    let stream = body.into_stream().inspect(move |chunk| {
-        if let Err(error) = chunk {
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
-        }
-    });
-    (Some(reqwest::Body::wrap_stream(stream)), Some(broke))
 }
 
-fn broken(error: reqwest::Error, broke: Option<&Mutex<Option<Error>>>) -> Error {
-    let own = broke.and_then(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take());
-    match own {
-        // Part of the payload may have reached the function.
-        Some(own) => {
-            let delivery = own.delivery().max(Delivery::Unknown);
-            own.with_delivery(delivery)
-        }
-        None => error::of_transport(error),
+/// The function's answer, part by part.
+struct Parts(reqwest::Response);
+
+impl Chunks for Parts {
+    async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        self.0.chunk().await.map_err(error::of_answer)
     }
 }
 
@@ -397,7 +264,7 @@ async fn missing(client: &Client, cx: &CallContext, target: &Target<'_>, respons
             Error::new(ErrorKind::Unavailable, "the engine can't look for the function now").with_source(error)
         }
     };
-    error.with_delivery(Delivery::NotSent).with_detail(error::cut(&text))
+    error.with_delivery(Delivery::NotSent).with_detail(one_line(&text))
 }
 
 /// The start of an answer that is not the function's.
@@ -417,96 +284,9 @@ async fn text(mut response: reqwest::Response) -> String {
     String::from_utf8_lossy(&read).into_owned()
 }
 
-async fn collected(mut response: reqwest::Response, limit: u64) -> Result<Bytes> {
-    let mut first = Bytes::new();
-    let mut rest: Option<BytesMut> = None;
-    let mut read = 0_u64;
-    while let Some(chunk) = response.chunk().await.map_err(error::of_answer)? {
-        read = read.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
-        if read > limit {
-            return Err(Error::too_large(ErrorKind::OutputTooLarge, "function's answer", limit));
-        }
-        match &mut rest {
-            Some(rest) => rest.extend_from_slice(&chunk),
-            None if first.is_empty() => first = chunk,
-            None => {
-                let mut joined = BytesMut::with_capacity(first.len() + chunk.len());
-                joined.extend_from_slice(&first);
-                joined.extend_from_slice(&chunk);
-                rest = Some(joined);
-            }
-        }
-    }
-    Ok(rest.map_or(first, BytesMut::freeze))
-}
-
-/// An answer as it comes. It ends with an error where it breaks off, grows past its limit, or the driver is shut down.
-fn streamed(response: reqwest::Response, declared: Option<u64>, limit: u64, hold: Hold) -> Body {
-    let state = Some((response, 0_u64, hold));
-    let stream = stream::unfold(state, move |state| async move {
-        let (mut response, mut read, hold) = state?;
-        let chunk = tokio::select! {
-            biased;
-            chunk = response.chunk() => chunk,
-            () = hold.stop.cancelled() => return Some((Err(stopped().with_delivery(Delivery::Executed)), None)),
-        };
-        match chunk.transpose()? {
-            Ok(chunk) => {
-                read = read.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
-                if read > limit {
-                    let error = Error::too_large(ErrorKind::OutputTooLarge, "function's answer", limit);
-                    return Some((Err(error), None));
-                }
-                Some((Ok(chunk), Some((response, read, hold))))
-            }
-            Err(error) => Some((Err(error::of_answer(error)), None)),
-        }
-    });
-    let body = Body::from_stream(stream);
-    match declared {
-        Some(declared) => body.with_declared_len(declared),
-        None => body,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_path_passes_as_it_came_or_is_refused() {
-        for path in ["", "/", "/a", "/a/", "/a%20b/c", "/sub/path/", "/.well-known/x", "/a%2Fb", "/..a", "/%zz", "/a~b"]
-        {
-            assert_eq!(wire_path(path).as_deref(), Ok(path));
-        }
-        assert_eq!(wire_path("/a\\..\\b").as_deref(), Ok("/a%5C..%5Cb"));
-        for path in
-            ["//", "//a", "/a//b", "/..", "/../x", "/a/./b", "/a/%2e%2E/b", "/%2Fa", "/a%2F..%2Fb", "a", "/a?b", "/a b"]
-        {
-            assert!(wire_path(path).is_err(), "{path}");
-        }
-    }
-
-    #[test]
-    fn a_function_is_told_what_core_tells() {
-        let principal = function_gateway_core::Principal::new("acme".parse().unwrap(), "ada".parse().unwrap());
-        let bare = CallContext::new(principal);
-        let full = bare
-            .clone()
-            .with_invocation_id(function_gateway_core::InvocationId::generate())
-            .with_trace(TraceParent::root())
-            .with_trace_state("a=b");
-        for cx in [bare, full] {
-            let mut ours = HeaderMap::new();
-            for name in TOLD.iter().chain([&header::ACCEPT]) {
-                ours.insert(name.clone(), HeaderValue::from_static("forged"));
-            }
-            let mut cores = ours.clone();
-            tell(&cx, &mut ours);
-            function_gateway_core::set_call_headers(&cx, &mut cores);
-            assert_eq!(ours, cores);
-        }
-    }
 
     #[test]
     fn events_are_asked_for_unless_the_caller_asks_for_something() {

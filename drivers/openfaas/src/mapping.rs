@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use function_gateway_core::naming::{annotation_pointer, env_pointer, is_label_name, is_label_value};
 use function_gateway_core::{
     DeployRequest, DeploymentStatus, DriverRef, FunctionSpec, ImageWorkload, SecretDelivery, Violation, Workload,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::config::OpenFaasConfig;
-use crate::names::{Target, digest, is_label_name, is_label_value, secret_name};
-use crate::settings::{Settings, escape};
+use crate::names::{Target, digest, secret_name};
+use crate::settings::Settings;
 
 const SCALE_MIN: &str = "com.openfaas.scale.min";
 const SCALE_MAX: &str = "com.openfaas.scale.max";
@@ -110,7 +111,7 @@ pub(crate) fn check(spec: &FunctionSpec, config: &OpenFaasConfig, provider: Prov
     if let Workload::Image(run) = &spec.run {
         check_image(run, &mut add);
     }
-    let annotation = |name: &str| format!("/annotations/{}", escape(&format!("openfaas.com/{name}")));
+    let annotation = |name: &str| annotation_pointer(&format!("openfaas.com/{name}"));
     if !provider.is_cluster() {
         for (name, used) in [
             ("constraints", !settings.constraints.is_empty()),
@@ -140,7 +141,7 @@ pub(crate) fn check(spec: &FunctionSpec, config: &OpenFaasConfig, provider: Prov
     for (variable, pointer) in derived_variables(spec) {
         if spec.env.contains_key(&variable) {
             let reason = format!("the driver sets it for {pointer}");
-            add(&format!("/env/{}", escape(&variable)), &reason);
+            add(&env_pointer(&variable), &reason);
         }
     }
     for (index, binding) in spec.secrets.iter().enumerate() {

@@ -1,5 +1,6 @@
 //! What a generation is called in the engine, and how it is known again.
 
+use function_gateway_core::naming::engine_name;
 use function_gateway_core::{DriverRef, Error, ErrorKind, FunctionId, GatewayId, Generation, Result, Revision};
 use sha2::{Digest as _, Sha256};
 
@@ -7,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 const DEFAULT_NAMESPACE: &str = "-";
 /// How much of a function's name is part of its service's, for who reads a list.
 const MAX_READABLE: usize = 24;
+const HASH_BYTES: usize = 20;
 
 /// A generation in the engine, as its [`DriverRef`] tells it:
 /// `v1/<gateway>/<function>/<generation>/<namespace>/<number of secrets>/<service>`.
@@ -73,43 +75,11 @@ pub(crate) fn secret_name(service: &str, index: usize) -> String {
     format!("{service}-s{index}")
 }
 
-/// The name of the OpenFaaS function: `<start of the function's name>-<160 bits of a hash over all of its identity>`.
-///
-/// A DNS label (RFC 1035) of at most 58 signs that starts with a letter, as Kubernetes asks of the service that faas-netes
-/// makes of it. Readable parts could not all be in it: gateway, tenant, name and generation have up to 171 signs, a label 63.
+/// The name of the OpenFaaS function, of at most 58 signs, as Kubernetes asks of the service that faas-netes makes of it.
 fn service_name(gateway: &GatewayId, revision: &Revision) -> String {
-    let mut hash = Sha256::new();
     let (function, generation) = (revision.function.to_string(), revision.generation.to_string());
-    for part in [gateway.as_str(), revision.key.tenant.as_str(), revision.key.name.as_str(), &function, &generation] {
-        hash.update(part.as_bytes());
-        // No part holds it, so no two lists of parts are one text.
-        hash.update([0]);
-    }
-    let name = revision.key.name.as_str();
-    let readable: String = name.chars().take(MAX_READABLE).collect();
-    let readable = readable.trim_matches('-');
-    let prefix = if readable.starts_with(|first: char| first.is_ascii_lowercase()) { "" } else { "f" };
-    format!("{prefix}{readable}-{}", base32(hash.finalize().get(..20).unwrap_or_default()))
-}
-
-/// Base 32 in small letters and the digits 2 to 7 (RFC 4648, section 6), without padding.
-fn base32(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    let mut text = String::with_capacity(bytes.len() * 8 / 5 + 1);
-    let (mut held, mut bits) = (0_u32, 0_u32);
-    let sign = |index: u32| ALPHABET.get((index & 31) as usize).copied().map_or('a', char::from);
-    for byte in bytes {
-        held = ((held << 8) | u32::from(*byte)) & 0xfff;
-        bits += 8;
-        while bits >= 5 {
-            bits -= 5;
-            text.push(sign(held >> bits));
-        }
-    }
-    if bits > 0 {
-        text.push(sign(held << (5 - bits)));
-    }
-    text
+    let (tenant, name) = (revision.key.tenant.as_str(), revision.key.name.as_str());
+    engine_name(name, MAX_READABLE, HASH_BYTES, &[gateway.as_str(), tenant, name, &function, &generation])
 }
 
 /// SHA-256 in hexadecimal digits, of some parts.
@@ -125,27 +95,6 @@ pub(crate) fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
-}
-
-/// Whether a text can be the value of a label in Kubernetes.
-pub(crate) fn is_label_value(text: &str) -> bool {
-    let outer = |byte: Option<u8>| byte.is_none_or(|byte| byte.is_ascii_alphanumeric());
-    let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    text.len() <= 63 && text.bytes().all(inner) && outer(text.bytes().next()) && outer(text.bytes().last())
-}
-
-/// Whether a text can be the part of a label's key after its prefix.
-pub(crate) fn is_label_name(text: &str) -> bool {
-    !text.is_empty() && is_label_value(text)
-}
-
-/// Whether a text can be the key of a label or an annotation in Kubernetes.
-pub(crate) fn is_label_key(text: &str) -> bool {
-    let is_prefix = |prefix: &str| prefix.len() <= 253 && prefix.split('.').all(crate::config::is_namespace);
-    match text.split_once('/') {
-        Some((prefix, name)) => is_prefix(prefix) && is_label_name(name),
-        None => is_label_name(text),
-    }
 }
 
 #[cfg(test)]
@@ -175,7 +124,7 @@ mod tests {
         #[test]
         fn a_service_name_is_a_dns_label_that_starts_with_a_letter((gateway, tenant, name, id, generation) in identities()) {
             let service = service_name(&gateway.parse().unwrap(), &revision(&tenant, &name, id, generation));
-            prop_assert!(crate::config::is_namespace(&service), "{service}");
+            prop_assert!(function_gateway_core::naming::is_dns_label(&service), "{service}");
             prop_assert!(service.starts_with(|first: char| first.is_ascii_lowercase()), "{service}");
             prop_assert!(service.len() <= 58);
             prop_assert!(secret_name(&service, usize::MAX).len() <= 253);
@@ -218,27 +167,5 @@ mod tests {
             let error = Target::parse(&DriverRef::new(text)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Internal, "{text}");
         }
-    }
-
-    #[test]
-    fn base_32_is_that_of_the_rfc() {
-        for (plain, encoded) in [("", ""), ("f", "my"), ("fo", "mzxq"), ("foo", "mzxw6"), ("fooba", "mzxw6ytb")] {
-            assert_eq!(base32(plain.as_bytes()), encoded);
-        }
-    }
-
-    #[test]
-    fn labels_are_those_of_kubernetes() {
-        for (key, valid) in [
-            ("a", true),
-            ("com.openfaas.scale.min", true),
-            ("function-gateway/tenant", true),
-            ("", false),
-            ("-a", false),
-        ] {
-            assert_eq!(is_label_key(key), valid, "{key}");
-        }
-        assert!(!is_label_key("A.b/c") && !is_label_key("a/b/c") && !is_label_key(&"a".repeat(64)));
-        assert!(is_label_value("") && is_label_value("a_B.9") && !is_label_value("a ") && !is_label_value("a-"));
     }
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use function_gateway_core::naming::{annotation_pointer, is_dns_label, is_label_key, is_label_value};
 use function_gateway_core::{FunctionSpec, Violation};
 
-use crate::config::{OpenFaasConfig, is_namespace};
-use crate::names::{is_label_key, is_label_value};
+use crate::config::OpenFaasConfig;
 
 /// What all of the driver's annotations start with.
-pub(crate) const PREFIX: &str = "openfaas.com/";
+const PREFIX: &str = "openfaas.com/";
 
 const NAMESPACE: &str = "openfaas.com/namespace";
 const CONSTRAINTS: &str = "openfaas.com/constraints";
@@ -59,19 +59,19 @@ impl Settings {
         let mut found = Vec::new();
         for (name, value) in &spec.annotations {
             if let Err(reason) = settings.set(name, value, config) {
-                found.push(Violation::new(format!("/annotations/{}", escape(name)), reason));
+                found.push(Violation::new(annotation_pointer(name), reason));
             }
         }
         if settings.callback_url.is_some() && !settings.is_async {
             let reason = format!("has an effect only with {ASYNC}: \"true\"");
-            found.push(Violation::new(format!("/annotations/{}", escape(CALLBACK_URL)), reason));
+            found.push(Violation::new(annotation_pointer(CALLBACK_URL), reason));
         }
         (settings, found)
     }
 
     fn set(&mut self, name: &str, value: &str, config: &OpenFaasConfig) -> Result<(), String> {
         match name {
-            NAMESPACE if !is_namespace(value) => return Err("is no DNS label".to_owned()),
+            NAMESPACE if !is_dns_label(value) => return Err("is no DNS label".to_owned()),
             NAMESPACE if config.namespace.as_deref() != Some(value) && !config.namespaces.contains(value) => {
                 return Err(format!("the host does not let functions choose the namespace {value:?}"));
             }
@@ -114,9 +114,9 @@ impl Settings {
     }
 }
 
-/// Whether a function takes it that the engine may send `GET`, `HEAD` and `OPTIONS` twice.
+/// Whether a function says that it takes it that the engine may send `GET`, `HEAD` and `OPTIONS` twice.
 pub(crate) fn accepts_repeats(spec: &FunctionSpec) -> bool {
-    spec.idempotent || spec.annotations.get(ACCEPT_REPEATS).is_some_and(|value| value == "true")
+    spec.annotations.get(ACCEPT_REPEATS).is_some_and(|value| value == "true")
 }
 
 /// Whether calls of a function are queued by the engine.
@@ -153,11 +153,6 @@ fn nearest(name: &str) -> String {
     let distance = |known: &&str| strsim::damerau_levenshtein(own, known.strip_prefix(PREFIX).unwrap_or(known));
     let nearest = ALL.into_iter().min_by_key(distance).unwrap_or_default();
     if nearest.ends_with('.') { format!("{nearest}<key>") } else { nearest.to_owned() }
-}
-
-/// A name as part of a JSON Pointer (RFC 6901, section 3).
-pub(crate) fn escape(name: &str) -> String {
-    name.replace('~', "~0").replace('/', "~1")
 }
 
 #[cfg(test)]
@@ -227,7 +222,7 @@ mod tests {
         ] {
             let (_, found) = read(&[(name, value)]);
             assert_eq!(found.len(), 1, "{name}: {found:?}");
-            assert_eq!(found[0].pointer, format!("/annotations/{}", escape(name)));
+            assert_eq!(found[0].pointer, annotation_pointer(name));
             assert!(found[0].reason.contains(expected), "{found:?}");
         }
     }

@@ -198,6 +198,7 @@ pub(crate) struct Driver {
 pub(crate) enum DriverKind {
     #[default]
     LocalProcess,
+    Knative,
     #[serde(rename = "openfaas")]
     OpenFaas,
 }
@@ -306,6 +307,7 @@ pub(crate) fn masked(url: &str) -> String {
 mod tests {
     use std::collections::BTreeSet;
 
+    use function_gateway::drivers::knative::KnativeConfig;
     use function_gateway::drivers::local_process::LocalProcessConfig;
     use function_gateway::drivers::openfaas::OpenFaasConfig;
 
@@ -318,6 +320,7 @@ mod tests {
         // Whose settings are the drivers' own. They tell which there are where they are given another.
         let other = toml::Table::from_iter([("other".to_owned(), toml::Value::from(1))]);
         let errors = [
+            KnativeConfig::deserialize(other.clone()).unwrap_err().message().to_owned(),
             LocalProcessConfig::deserialize(other.clone()).unwrap_err().message().to_owned(),
             OpenFaasConfig::deserialize(other).unwrap_err().message().to_owned(),
         ];

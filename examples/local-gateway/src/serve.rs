@@ -6,8 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::{env, fs, process};
 
+use function_gateway::drivers::knative::{Knative, KnativeConfig};
 use function_gateway::drivers::local_process::{LocalProcess, LocalProcessConfig};
 use function_gateway::drivers::openfaas::{OpenFaas, OpenFaasConfig};
+use function_gateway::events::EventBroker;
 use function_gateway::middleware::secrets::{Secrets, SecretsOptions};
 use function_gateway::middleware::validation::Validation;
 use function_gateway::rest::auth::jwt::{JwtAuthenticator, JwtKeys, JwtOptions};
@@ -44,7 +46,8 @@ pub(crate) async fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
 
     let store = store::open(config).await?;
     let gateway = gateway(config, store.clone()).await?;
-    let api = api(config, gateway.clone(), tokens, metrics)?;
+    let broker = EventBroker::new(gateway.clone(), Arc::new(store.clone()));
+    let api = api(config, gateway.clone(), broker, tokens, metrics)?;
     let samples = register_samples(config, &gateway).await?;
     if config.workers.enabled {
         // They end with the gateway.
@@ -145,6 +148,14 @@ fn driver(name: &DriverName, driver: &Driver, secrets: &SecretChain) -> Result<A
             let config = LocalProcessConfig::deserialize(settings).map_err(unread)?;
             Arc::new(LocalProcess::new(config).map_err(refused)?)
         }
+        DriverKind::Knative => {
+            let config = KnativeConfig::deserialize(settings).map_err(unread)?;
+            let driver = match secrets.is_empty() {
+                true => Knative::new(config),
+                false => Knative::with_secrets(config, Arc::new(secrets.clone())),
+            };
+            Arc::new(driver.map_err(refused)?)
+        }
         DriverKind::OpenFaas => {
             let config = OpenFaasConfig::deserialize(settings).map_err(unread)?;
             let driver = match secrets.is_empty() {
@@ -193,6 +204,7 @@ fn secrets(config: &Config) -> Result<SecretChain> {
 fn api(
     config: &Config,
     gateway: Gateway,
+    broker: EventBroker,
     tokens: Option<JwtAuthenticator>,
     metrics: PrometheusHandle,
 ) -> Result<RestApi> {
@@ -202,7 +214,7 @@ fn api(
     if let Some(cors) = config.cors.allowed()? {
         options = options.with_cors(cors);
     }
-    let mut api = RestApi::builder(gateway.clone()).options(options).metrics(move || metrics.render());
+    let mut api = RestApi::builder(gateway.clone()).options(options).events(broker).metrics(move || metrics.render());
     let modes = &config.authentication.modes;
     if modes.contains(&Mode::None) {
         api = api.authenticator(ThisMachine::new(anonymous(&config.tenant)?));

@@ -163,7 +163,7 @@ impl SqlStoreOptions {
     }
 }
 
-/// Keeps functions, records, audit events and API keys in a SQL database.
+/// Keeps functions, records, the queue, audit events, API keys and documents in a SQL database.
 ///
 /// Any number of gateways may use one database of PostgreSQL, MariaDB or MySQL at the same time; one of SQLite takes
 /// several processes of one machine, one of which writes at a time. Clones share connections and buffer.
@@ -171,6 +171,8 @@ impl SqlStoreOptions {
 /// Ended executions are written by a task, many in a transaction. With [`Durability::Durable`] `finish` and `begin` answer
 /// once it is committed; with [`Durability::Buffered`] once the record is in the buffer. When the buffer is full they
 /// wait for room. [`close`](Self::close), or dropping the last clone while its runtime goes on, writes what is buffered.
+/// Steps of the queue are written by the same task, each together with its record. A step that nobody waits for any more when its turn
+/// comes is not made, unless it settles an attempt.
 ///
 /// The database never gets a secret's value: specifications refer to secrets, and what is kept of calls is redacted
 /// before.

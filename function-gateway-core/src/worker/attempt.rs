@@ -183,7 +183,7 @@ impl Host {
         let queued = Arc::new(QueuedCall::new(submission.lineage.clone(), !is_awaited));
         let start = self.dispatch(taken, &serving, &policy);
         let cx = cx.unwrap_or_else(|| context(submission)).with_cancellation(cancellation.clone());
-        let call = self.resumed(cx, taken, &serving, request, Arc::clone(&queued), start.clone());
+        let call = self.resumed(&cx, taken, &serving, request, Arc::clone(&queued), start.clone());
         let wanted = (submission.key.clone(), &Qualifier::Serving);
         let in_flight = self.lifetime.tasks.token();
         let running = async {
@@ -330,7 +330,7 @@ impl Host {
     /// A call that was accepted a while ago, as it enters the chain.
     fn resumed(
         &self,
-        cx: CallContext,
+        cx: &CallContext,
         taken: &TakenInvocation,
         serving: &Serving,
         request: InvokeRequest,
@@ -347,7 +347,7 @@ impl Host {
             state.set_request_bytes(len);
         }
         let cx =
-            crate::executor::traced(&cx, &request).for_invocation(submission.id).with_attempt(invocation.attempts + 1);
+            crate::executor::traced(cx, &request).for_invocation(submission.id).with_attempt(invocation.attempts + 1);
         let mut call = Invocation::new(cx, request, Arc::clone(&serving.revision), state);
         (call.queued, call.durable_start) = (Some(queued), Some(start));
         Box::new(call)

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use function_gateway_core::store::sql::SqlStore;
 use function_gateway_core::{
-    Dispatch, Durability, ErrorKind, IdempotencyKey, InvocationId, InvocationQueue, InvocationState, InvocationStore,
-    PageRequest, Progress, QueueLimits, QueueState, RecordFilter, Revision, Settled, Settlement, StatisticsQuery,
-    TakeRequest, Timestamp,
+    Accepted, Dispatch, Durability, ErrorKind, IdempotencyKey, InvocationId, InvocationQueue, InvocationState,
+    InvocationStore, PageRequest, Progress, QueueLimits, QueueState, RecordFilter, Revision, Settled, Settlement,
+    StatisticsQuery, TakeRequest, Timestamp,
 };
 
 use crate::common::{
@@ -208,6 +208,9 @@ pub(crate) async fn a_server_that_is_killed(times: u64) {
     let recorders: Vec<_> = (0..16)
         .map(|number| tokio::spawn(record_until(store.clone(), number, done.clone(), acknowledged.clone())))
         .collect();
+    let submitters: Vec<_> = (0..8)
+        .map(|number| tokio::spawn(submit_until(store.clone(), number, done.clone(), acknowledged.clone())))
+        .collect();
     let mut random = fastrand::Rng::with_seed(seed());
     for _ in 0..times {
         let wanted = acknowledged.load(Ordering::Relaxed) + random.usize(100..2000);
@@ -226,10 +229,57 @@ pub(crate) async fn a_server_that_is_killed(times: u64) {
     for recorder in recorders {
         expected.extend(recorder.await.unwrap());
     }
+    let (mut accepted, mut settled) = (Vec::new(), BTreeSet::new());
+    for submitter in submitters {
+        let (of_one, ended) = submitter.await.unwrap();
+        accepted.extend(of_one);
+        settled.extend(ended);
+    }
     store.flush().await.unwrap();
     let kept = all(&store).await;
     let lost: Vec<_> = expected.difference(&kept).collect();
     assert_eq!(lost, Vec::<&InvocationId>::new(), "seed {}", seed());
+    for id in accepted {
+        let state = store.queued(&tenant(), id).await.unwrap().map(|queued| queued.state);
+        assert_eq!(state == Some(QueueState::Done), settled.contains(&id), "{id} is {state:?}; seed {}", seed());
+        assert!(state.is_some(), "{id} was accepted and is lost; seed {}", seed());
+    }
+    assert_counted(&database).await;
+}
+
+/// Accepts with a lease, dispatches and settles every other one. Gives what was accepted, and what of it has ended.
+async fn submit_until(
+    store: SqlStore,
+    number: usize,
+    done: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicUsize>,
+) -> (Vec<InvocationId>, Vec<InvocationId>) {
+    let revision = queued_function(number);
+    let (mut accepted, mut settled) = (Vec::new(), Vec::new());
+    while !done.load(Ordering::Relaxed) {
+        let acceptance = acceptance(&revision).with_lease(LONG);
+        let submission = acceptance.submission.clone();
+        let lease = match store.accept(acceptance).await {
+            Ok(Accepted::New { lease }) => lease.unwrap(),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => {
+                assert!(error.is_transient(), "{error:?}");
+                continue;
+            }
+        };
+        acknowledged.fetch_add(1, Ordering::Relaxed);
+        accepted.push(submission.id);
+        if !accepted.len().is_multiple_of(2) {
+            continue;
+        }
+        // The time of an operation is longer than the server is away.
+        store.dispatch(&lease, Dispatch::new(1, LONG)).await.unwrap();
+        let record = Some(succeeded(&submission, &revision));
+        let settled_as = Settled::Ended { record, dead: false, keep_for: LONG };
+        store.settle(&lease, Settlement::new(settled_as, Progress::default())).await.unwrap();
+        settled.push(submission.id);
+    }
+    (accepted, settled)
 }
 
 /// Gives up on what hangs, so that a broken test fails instead of running for ever.

@@ -9,6 +9,7 @@ use function_gateway_core::{
     AccessManager as _, CallContext, Gateway, GatewayBuilder, GatewayId, InvokeResponse, NewApiKey, Principal,
     ScopeAuthorizer, TenantId,
 };
+use function_gateway_events::EventBroker;
 use function_gateway_rest::serve::{ServeOptions, serve};
 use function_gateway_rest::{ApiKeyAuthenticator, MintedKey, RestApi, RestApiBuilder, RestOptions};
 use function_gateway_testkit::{Engine, Gate, Handler, ScriptedDriver};
@@ -40,6 +41,7 @@ pub(crate) struct Setup {
     pub(crate) api: Box<dyn FnOnce(RestApiBuilder) -> RestApiBuilder>,
     pub(crate) serve: ServeOptions,
     pub(crate) below: &'static str,
+    pub(crate) events: bool,
 }
 
 impl Default for Setup {
@@ -49,6 +51,7 @@ impl Default for Setup {
             api: Box::new(|builder| builder),
             serve: ServeOptions::default(),
             below: "",
+            events: true,
         }
     }
 }
@@ -65,13 +68,15 @@ impl Server {
     pub(crate) async fn with(setup: Setup) -> Self {
         let driver = ScriptedDriver::new();
         let engine = driver.engine().clone();
+        let store = Arc::new(MemoryStore::new(GatewayId::generate()));
         let builder = Gateway::builder()
-            .store(Arc::new(MemoryStore::new(GatewayId::generate())))
+            .store(Arc::clone(&store))
             .driver("scripted".parse().unwrap(), Arc::new(driver))
             .middleware_for_all(Arc::new(Validation::default()))
             .authorizer(Arc::new(ScopeAuthorizer));
         let gateway = (setup.gateway)(builder).build().await.unwrap();
         let api = RestApi::builder(gateway.clone()).authenticator(ApiKeyAuthenticator::new(gateway.clone()));
+        let api = if setup.events { api.events(EventBroker::new(gateway.clone(), store)) } else { api };
         let router = (setup.api)(api).build().unwrap().router();
         let router = match setup.below {
             "" => router,

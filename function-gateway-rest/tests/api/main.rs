@@ -6,6 +6,8 @@ mod access;
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod events;
+#[cfg(test)]
 mod executions;
 #[cfg(test)]
 mod functions;

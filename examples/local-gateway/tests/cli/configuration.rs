@@ -125,6 +125,7 @@ fn what_is_wrong_in_flags_is_told() {
         ),
         (&["--set", "drivers.x.kind=openfaas", "--set", "drivers.x.auth.bearer.token=t"], "`drivers.x`: "),
         (&["--set", "drivers.x.kind=openfaas", "--set", "drivers.x.max_workers=1"], "`drivers.x`: unknown field"),
+        (&["--set", "drivers.x.kind=knative", "--set", "drivers.x.page_size=0"], "`drivers.x`: page_size"),
         (&["--authentication", "jwt"], "`authentication.jwt.issuer` is needed"),
         (&["--log-level", "info,=x"], "`log.level`"),
         (&["--lisen", "127.0.0.1:1"], "--listen"),

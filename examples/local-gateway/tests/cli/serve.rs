@@ -129,13 +129,14 @@ fn the_time_of_uploads_is_as_it_is_set() {
 fn drivers_of_all_kinds_are_there_and_take_the_secrets_that_are_configured() {
     let folder = folder();
     let config = "[drivers.local]\nkind = 'local-process'\n[drivers.faas]\nkind = 'openfaas'\nauth.bearer.token = 'token'\n\
+                  [drivers.k]\nkind = 'knative'\naccess.api_server = { url = 'https://k', token = 'token' }\n\
                   [secrets.memory]\n'function-gateway/token' = 'x'\n";
     let config = file(&folder, "a.toml", config);
     let gateway = Gateway::start(&folder.path().join("data"), &["--no-samples", "--config", &config]);
     let (_, drivers) = get(&gateway, "/v1/drivers", None);
     let drivers: Value = serde_json::from_str(&drivers).unwrap();
     let kinds: Vec<_> = drivers.as_array().unwrap().iter().map(|driver| driver["kind"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["openfaas", "local-process"], "{drivers}");
+    assert_eq!(kinds, ["openfaas", "knative", "local-process"], "{drivers}");
 }
 
 #[test]

@@ -60,6 +60,8 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions, runtime: &Hand
                 // What is given up here goes on in the server for no longer.
                 let bounds = format!("SET statement_timeout = {millis}; SET lock_timeout = {millis}");
                 connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(bounds))).await?;
+                // Each statement sees what was committed before it, however the server is set up.
+                connection.execute("SET default_transaction_isolation = 'read committed'").await?;
                 // A server may be set up to answer a commit before it is on the disk.
                 connection
                     .execute("SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'")

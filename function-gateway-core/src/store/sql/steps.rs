@@ -20,6 +20,9 @@ use crate::{
     Timestamp,
 };
 
+/// How many idempotency keys one statement looks up.
+const KEYS: usize = 64;
+
 /// Something that happens to an invocation in the queue.
 pub(super) enum Step {
     Accept(New),
@@ -286,23 +289,28 @@ impl<'a> Steps<'a> {
 
     /// Reads what was accepted before under the keys of a batch.
     async fn read_keys(&mut self, session: &mut dyn Session, news: impl Iterator<Item = &'a New>) -> Result<(), Fault> {
-        let mut wanted: HashMap<&FunctionKey, Vec<&[u8]>> = HashMap::new();
-        for new in news {
-            if let Some(idempotency) = &new.submission.idempotency {
-                wanted.entry(&new.submission.key).or_default().push(idempotency.key.as_bytes());
-            }
-        }
+        let key = |new: &'a New| new.submission.idempotency.as_ref().map(|found| (&new.submission.key, &*found.key));
+        let wanted: Vec<(&FunctionKey, &str)> = news.filter_map(key).collect();
         let dialect = session.dialect();
-        for (function, keys) in wanted {
-            for keys in keys.chunks(MAX_ROWS) {
-                let select = dialect.sql("SELECT ").sql(QUEUED).sql(" FROM fg_submissions s WHERE s.tenant = ");
-                let select = select.arg(function.tenant.as_str()).sql(" AND s.name = ").arg(function.name.as_str());
-                let wanted = keys.iter().copied().chain(std::iter::repeat(*keys.last().unwrap_or(&&[][..])));
-                let select = select.sql(" AND s.idem_key IN (").list(wanted.take(keys.len().next_power_of_two()));
-                for mut row in session.rows(select.sql(")")).await? {
-                    let found = queue::decode(&mut row).map_err(|reason| unreadable("the invocation", reason))?;
-                    self.note_key(found);
-                }
+        let mut ids = BTreeSet::new();
+        for keys in wanted.chunks(KEYS) {
+            // Each by itself, so that no plan goes through all keys of a function, and filled up as lists of ids are.
+            let filled = keys.iter().chain(keys.last().into_iter().cycle()).take(keys.len().next_power_of_two());
+            let mut select = dialect.sql("");
+            for (index, (function, key)) in filled.enumerate() {
+                select = select.sql(if index > 0 { " UNION ALL SELECT id" } else { "SELECT id" });
+                select = select.sql(" FROM fg_submissions WHERE tenant = ").arg(function.tenant.as_str());
+                select = select.sql(" AND name = ").arg(function.name.as_str());
+                select = select.sql(" AND idem_key = ").arg(key.as_bytes());
+            }
+            ids.extend(session.rows(select).await?.into_iter().filter_map(|mut row| row.text(0).ok()));
+        }
+        let ids: Vec<_> = ids.iter().map(String::as_str).collect();
+        for ids in ids.chunks(MAX_ROWS) {
+            let select = dialect.sql("SELECT ").sql(QUEUED).sql(" FROM fg_submissions s WHERE ");
+            for mut row in session.rows(select.any_of("s.id", ids.iter().copied())).await? {
+                let found = queue::decode(&mut row).map_err(|reason| unreadable("the invocation", reason))?;
+                self.note_key(found);
             }
         }
         Ok(())
