@@ -23,6 +23,21 @@ pub struct Callback {
     pub secret: Option<Secret>,
 }
 
+impl Callback {
+    /// A document that is not signed.
+    #[must_use]
+    pub fn new(id: InvocationId, url: impl Into<String>, at: Timestamp, body: impl Into<Bytes>) -> Self {
+        Self { id, url: url.into(), at, body: body.into(), secret: None }
+    }
+
+    /// Signs the document.
+    #[must_use]
+    pub fn with_secret(mut self, secret: Secret) -> Self {
+        self.secret = Some(secret);
+        self
+    }
+}
+
 /// Delivers [`Callback`]s.
 ///
 /// It has to keep to what the host allows: an address is a developer's choice, and what answers it may be inside the
@@ -36,6 +51,6 @@ pub trait CallbackSender: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable) where it can't be delivered now; [`PermissionDenied`](crate::ErrorKind::PermissionDenied)
-    /// where it must not be.
+    /// where it must not be; [`Misconfigured`](crate::ErrorKind::Misconfigured) where its receiver will not take it, or it can't be signed.
     async fn send(&self, cx: &CallContext, callback: Callback) -> Result<()>;
 }

@@ -90,7 +90,7 @@ async fn all(setup: &Setup, of: &str) -> Vec<Arc<InvocationRecord>> {
 async fn idle(setup: &Setup) {
     tokio::time::timeout(Duration::from_secs(30), async {
         while setup.gateway.queue_depth(&cx(), None).await.unwrap().open > 0 {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            tokio::task::yield_now().await;
         }
     })
     .await

@@ -13,8 +13,12 @@
 //! | `validation` | [`middleware::validation`]: input and output checked with JSON Schema |
 //! | `rest`, `rest-jwt`, `rest-serve` | [`rest`]: a REST API for the host's own axum router |
 //! | `secrets` | [`middleware::secrets`]: secrets for each call |
+//! | `callbacks` | [`callbacks`]: ends of invocations told to addresses over HTTP |
 
 pub use function_gateway_core::*;
+
+#[cfg(feature = "callbacks")]
+pub use function_gateway_callbacks as callbacks;
 
 /// Drivers, by feature.
 pub mod drivers {

@@ -9,8 +9,8 @@ use crate::{Result, rust};
 
 pub(crate) const SUMMARY: &str = "Check the invariants between crates and of what they depend on";
 pub(crate) const HELP: &str = "\
-- Drivers, middleware, REST, events and the test kit depend on core, and core on none of them.
-- No driver depends on another driver or on a middleware, and no middleware on a driver; REST and events depend on neither.
+- Drivers, middleware, REST, events, callbacks and the test kit depend on core, and core on none of them.
+- No driver depends on another driver or on a middleware, and no middleware on a driver; REST, events and callbacks depend on neither.
 - Core without features brings in no SQL, no HTTP client or server and no JSON Schema.
 - The facade only re-exports.
 - A host gets each dependency in one version, unless `xtask/src/architecture.rs` says why not, and one TLS provider.
@@ -53,6 +53,7 @@ enum Area {
     Facade,
     Rest,
     Events,
+    Callbacks,
     Testkit,
     Driver,
     Middleware,
@@ -67,6 +68,7 @@ impl Area {
             FACADE => Some(Self::Facade),
             "function-gateway-rest" => Some(Self::Rest),
             "function-gateway-events" => Some(Self::Events),
+            "function-gateway-callbacks" => Some(Self::Callbacks),
             "function-gateway-testkit" => Some(Self::Testkit),
             "drivers" => Some(Self::Driver),
             "middleware" => Some(Self::Middleware),
@@ -79,7 +81,7 @@ impl Area {
     fn may_use(self, other: Self) -> bool {
         match self {
             Self::Core => false,
-            Self::Driver | Self::Middleware | Self::Events | Self::Testkit => other == Self::Core,
+            Self::Driver | Self::Middleware | Self::Events | Self::Callbacks | Self::Testkit => other == Self::Core,
             Self::Rest => matches!(other, Self::Core | Self::Events),
             Self::Facade => !matches!(other, Self::Testkit | Self::Unpublished),
             Self::Unpublished => true,
@@ -87,7 +89,7 @@ impl Area {
     }
 
     fn needs_core(self) -> bool {
-        matches!(self, Self::Driver | Self::Middleware | Self::Rest | Self::Events | Self::Testkit)
+        matches!(self, Self::Driver | Self::Middleware | Self::Rest | Self::Events | Self::Callbacks | Self::Testkit)
     }
 }
 
@@ -98,6 +100,7 @@ impl fmt::Display for Area {
             Self::Facade => "the facade",
             Self::Rest => "REST",
             Self::Events => "events",
+            Self::Callbacks => "callbacks",
             Self::Testkit => "the test kit",
             Self::Driver => "a driver",
             Self::Middleware => "a middleware",
@@ -320,6 +323,7 @@ mod tests {
     fn every_folder_of_the_workspace_has_an_area_and_no_other() {
         assert_eq!(Area::of("drivers/local-process"), Some(Area::Driver));
         assert_eq!(Area::of("function-gateway"), Some(Area::Facade));
+        assert_eq!(Area::of("function-gateway-callbacks"), Some(Area::Callbacks));
         assert_eq!(Area::of("plugins/x"), None);
     }
 

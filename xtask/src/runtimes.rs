@@ -25,7 +25,8 @@ or the version of Python or Node.js has changed.";
 pub(crate) const VARIABLE: &str = "FUNCTION_GATEWAY_RUNTIMES";
 
 /// Folders with what programs need that tests start, beside the functions. No two have the same name.
-const TOOLS: [(&str, Kind); 3] = [
+const TOOLS: [(&str, Kind); 4] = [
+    ("function-gateway-callbacks/tests/standardwebhooks", Kind::Python),
     ("function-gateway-rest/tests/schemathesis", Kind::Python),
     ("function-gateway-events/tests/sdk/cloudevents-python", Kind::Python),
     ("function-gateway-events/tests/sdk/cloudevents-node", Kind::Node),

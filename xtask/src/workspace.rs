@@ -87,6 +87,10 @@ impl Workspace {
     pub(crate) fn cargo<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(cargo_path());
         command.args(args).current_dir(&self.root);
+        if std::env::var_os("CI").is_some() {
+            // What is built once is not built faster by parts that are kept for the next time.
+            command.env("CARGO_INCREMENTAL", "0");
+        }
         command
     }
 

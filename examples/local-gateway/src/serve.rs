@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::{env, fs, process};
 
+use function_gateway::callbacks::{CallbackConfig, HttpCallbacks};
 use function_gateway::drivers::knative::{Knative, KnativeConfig};
 use function_gateway::drivers::local_process::{LocalProcess, LocalProcessConfig};
 use function_gateway::drivers::openfaas::{OpenFaas, OpenFaasConfig};
@@ -26,7 +27,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Authentication, Config, Driver, DriverKind, Mode, Workers};
+use crate::config::{Authentication, Callbacks, Config, Driver, DriverKind, Mode, Workers};
 use crate::exit::{Exit, Failure, Result};
 use crate::output::Progress;
 use crate::samples::{self, Registered};
@@ -80,6 +81,7 @@ async fn gateway(config: &Config, store: SqlStore) -> Result<Gateway> {
         .config(gateway_config(config))
         .store(Arc::new(store))
         .middleware_for_all(Arc::new(Validation::default()))
+        .callbacks(Arc::new(callbacks(&config.callbacks)?))
         .authorizer(Arc::new(ScopeAuthorizer));
     let secrets = secrets(config)?;
     for (name, settings) in &config.drivers {
@@ -92,6 +94,15 @@ async fn gateway(config: &Config, store: SqlStore) -> Result<Gateway> {
             .middleware_for_all(Arc::new(Secrets::new(secrets, SecretsOptions::default())));
     }
     Ok(gateway.build().await?)
+}
+
+fn callbacks(config: &Callbacks) -> Result<HttpCallbacks> {
+    let allowed = CallbackConfig::new().allow_networks(&config.allow_networks);
+    let allowed = if config.allow_http { allowed.allow_http() } else { allowed };
+    HttpCallbacks::new(allowed).map_err(|error| {
+        let failure = Failure::from(error);
+        Failure { message: format!("`callbacks`: {}", failure.message), ..failure }
+    })
 }
 
 fn gateway_config(config: &Config) -> GatewayConfig {

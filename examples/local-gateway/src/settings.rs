@@ -77,6 +77,8 @@ const SETTINGS: &[Setting] = &[
     ("queue.max_delay_days", Number, Some("365"), "How far in the future an execution may be due"),
     ("queue.max_chain", Number, Some("16"), "How many executions may follow one upon the other"),
     ("queue.lease_margin_ms", Number, Some("15000"), "How much later than a call may end a dead gateway's is taken"),
+    ("callbacks.allow_networks", List, None, "Networks of which callbacks reach private addresses, such as 10.7.0.0/16"),
+    ("callbacks.allow_http", Switch, Some("false"), "Whether callbacks are sent without TLS too"),
     ("records.mode", Text, Some("buffered"), "How surely executions are recorded: off, buffered or durable"),
     ("records.payloads", Text, Some("never"), "Whether payloads are kept: never, on_failure or always"),
     ("records.max_payload_bytes", Number, Some("16384"), "How much is kept of a payload and of a result"),

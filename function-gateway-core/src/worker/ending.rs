@@ -43,6 +43,10 @@ impl Host {
             (Some(record), None) => record.failure.clone(),
             (None, None) => None,
         };
+        if let Some(error) = &error {
+            // With its private detail, which no record holds.
+            tracing::debug!(id = %submission.id, attempt = number, ?error, "an attempt to execute an invocation has failed");
+        }
         let mut attempt = Attempt::new(number, started_at, now);
         attempt.generation = serving.as_ref().map(|serving| serving.revision.generation);
         attempt.status = answer.as_ref().map(|answer| answer.status);

@@ -46,6 +46,11 @@ impl Host {
                 if let Ok(request) = request {
                     let mut callback = self.child(submission, request, ending_document(record, progress).into());
                     callback.work = Work::Callback { url: target.url.clone(), secret: target.secret.clone() };
+                    // Tried as the function that it tells of; what may be repeated and what is worth it is the sender's to say.
+                    let mut tried = policy.clone();
+                    (tried.retry_classes, tried.retry_statuses) = (None, None);
+                    (tried.on_success, tried.on_failure) = (None, None);
+                    callback.policy = Some(tried);
                     followers.push((callback, None));
                 }
             }

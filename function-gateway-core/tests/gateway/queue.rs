@@ -539,7 +539,7 @@ async fn an_address_is_told_of_the_end() {
     let record = done(&setup, "f", "payload").await;
     soon(async {
         while sender.bodies.lock().unwrap().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::task::yield_now().await;
         }
     })
     .await;

@@ -86,6 +86,7 @@ impl FaasDriver for Counting {
         // One write to a file that is only appended to is not mixed with another one.
         let mut file = std::fs::OpenOptions::new().append(true).create(true).open(&self.file).unwrap();
         file.write_all(line.as_bytes()).unwrap();
+        // sleep: the time that the function takes, in which its gateway may be killed.
         tokio::time::sleep(Duration::from_micros(fastrand::u64(0..5000))).await;
         Ok(InvokeResponse::new(StatusCode::OK, "done"))
     }
@@ -194,6 +195,7 @@ pub(crate) async fn gateways_that_are_killed(database: Database, times: u64) {
     let workers = here.start_workers(WorkerConfig::default().with_poll_interval(Duration::from_millis(50))).unwrap();
     let emptied = async {
         while here.queue_depth(&cx(), None).await.unwrap().open > 0 {
+            // sleep: between two looks at what others change.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
