@@ -1,5 +1,7 @@
 //! Executions that outlive their caller, by the commands for them.
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
 use std::process::Stdio;
 
 use rustix::process::Signal;
@@ -187,6 +189,42 @@ fn what_is_being_executed_ends_before_the_gateway_does() {
     let again = Gateway::start(&data, &["--no-samples", "--set", "workers.enabled=false"]);
     let kept = again.client(&["executions", "get", &id]).ends_with(0);
     assert_eq!(kept.row("State"), ["State", "succeeded"], "{kept:#?}");
+}
+
+#[test]
+fn an_address_is_told_of_the_end_where_that_is_allowed() {
+    let folder = folder();
+    let receiver = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/hooks", receiver.local_addr().unwrap());
+    let destination = format!("  async:\n    on_success: {{callback: {{url: '{url}'}}}}\n");
+    let function = file(&folder, "f.yaml", &(shell("one", "echo 1") + &destination));
+    let create = ["function", "create", "-f", &function];
+    let strict = Gateway::start(&folder.path().join("strict"), &["--no-samples"]);
+    let refused = strict.client(&create).ends_with(3);
+    assert!(refused.err.contains("\n  /spec/async/on_success/callback/url: "), "{refused:#?}");
+
+    let allowed = ["--set", "callbacks.allow_networks=127.0.0.1", "--set", "callbacks.allow_http=true"];
+    let gateway = Gateway::start(&folder.path().join("data"), &[&["--no-samples"][..], &allowed].concat());
+    gateway.client(&create).ends_with(0);
+    let id = submitted(&gateway, &["one"]);
+    let (stream, _) = receiver.accept().unwrap();
+    let mut request = BufReader::new(stream);
+    let head: Vec<String> =
+        request.by_ref().lines().map(|line| line.unwrap().to_lowercase()).take_while(|line| !line.is_empty()).collect();
+    let header =
+        |name: &str| head.iter().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{head:?}"));
+    assert_eq!((head[0].as_str(), header("webhook-id: ").len()), ("post /hooks http/1.1", 36));
+    let mut body = vec![0; header("content-length: ").parse().unwrap()];
+    request.read_exact(&mut body).unwrap();
+    request.get_mut().write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").unwrap();
+    let body = String::from_utf8(body).unwrap();
+    assert!(body.contains("invocation.succeeded") && body.contains(&id), "{body}");
+
+    let wrong = program(&["--set", "callbacks.allow_networks=here", "--data", folder.path().to_str().unwrap()])
+        .args(["--listen", "127.0.0.1:0"])
+        .output();
+    let wrong = Ran::from(wrong.unwrap()).ends_with(2);
+    assert!(wrong.err.contains("`callbacks`: allow_networks: "), "{wrong:#?}");
 }
 
 #[test]
