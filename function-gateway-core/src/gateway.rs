@@ -370,6 +370,9 @@ impl GatewayBuilder {
         if !self.without_reconciler {
             host.start_tasks();
         }
+        if let Some(queue) = &host.queue {
+            host.lifetime.spawn(Arc::clone(&host).watch_cancellations(Arc::clone(queue)));
+        }
         Ok(Gateway { host })
     }
 }

@@ -819,6 +819,11 @@ impl DurableStart {
         self.0.peek().is_some_and(Result::is_err)
     }
 
+    /// Whether it is committed, so that the function may have got the call.
+    pub(crate) fn is_done(&self) -> bool {
+        self.0.peek().is_some_and(Result::is_ok)
+    }
+
     pub(crate) async fn commit(&self) -> Result<()> {
         self.0.clone().await
     }

@@ -252,6 +252,9 @@ pub struct Submission {
     /// What comes after it with the same payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<Sequence>,
+    /// Why it can't be executed, where that was known when it was accepted: it is to end as a dead letter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 impl Submission {
@@ -298,6 +301,7 @@ impl Submission {
             not_before: None,
             lineage: Lineage::default(),
             sequence: None,
+            refused: None,
         }
     }
 }

@@ -125,6 +125,14 @@ impl AsyncPolicy {
         step.mul_f64(fastrand::f64()).max(asked.unwrap_or_default())
     }
 
+    /// How long what can't be let in yet waits: a part of the time that it has waited already.
+    pub(crate) fn pause(&self, waited: Duration, asked: Option<Duration>) -> Duration {
+        let least = self.initial_backoff.unwrap_or(Duration::from_secs(1)).min(Duration::from_secs(1));
+        let most = self.max_backoff.unwrap_or(Duration::from_secs(300)).max(least);
+        let step = (waited / 4).clamp(least, most);
+        step.mul_f64(0.5 + fastrand::f64() / 2.0).max(asked.unwrap_or_default())
+    }
+
     /// What is wrong with it, by itself.
     pub(crate) fn check(&self, at: &str, found: &mut Vec<Violation>) {
         let mut refuse = |field: &str, reason: String| found.push(Violation::new(format!("{at}/{field}"), reason));
@@ -279,8 +287,8 @@ mod tests {
             (ErrorKind::DeadlineExceeded, Unknown, Again, Failed),
             (ErrorKind::Unavailable, NotSent, Again, Again),
             (ErrorKind::Unavailable, Unknown, Again, Failed),
-            (ErrorKind::NotReady, NotSent, Again, Again),
-            (ErrorKind::NotDeployed, NotSent, Again, Again),
+            (ErrorKind::NotReady, NotSent, Return, Return),
+            (ErrorKind::NotDeployed, NotSent, Return, Return),
             (ErrorKind::DependencyUnavailable, NotSent, Again, Again),
             (ErrorKind::InvalidInput, NotSent, Failed, Failed),
             (ErrorKind::PermissionDenied, NotSent, Failed, Failed),
@@ -385,9 +393,15 @@ mod tests {
         fn only_what_was_not_sent_is_let_go(case in cases(), policy in policies(), idempotent: bool) {
             let let_go = matches!(
                 case.kind,
-                Some(ErrorKind::ShuttingDown | ErrorKind::RateLimited | ErrorKind::Store)
+                Some(
+                    ErrorKind::ShuttingDown
+                        | ErrorKind::RateLimited
+                        | ErrorKind::Store
+                        | ErrorKind::NotReady
+                        | ErrorKind::NotDeployed
+                )
             );
-            let is_let_go = let_go && case.failure.delivery == Delivery::NotSent;
+            let is_let_go = let_go && case.transient && case.failure.delivery == Delivery::NotSent;
             prop_assert_eq!(case.verdict(&policy, idempotent) == Verdict::Return, is_let_go);
         }
 

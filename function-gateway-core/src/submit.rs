@@ -249,6 +249,10 @@ impl Host {
         let stored = StoredRequest::of(&request)?;
         let key = FunctionKey::new(cx.tenant().clone(), function.name().clone());
         let (id, generation, revision) = self.named(&key).await?;
+        let generation = match function.qualifier() {
+            crate::Qualifier::Generation(generation) => *generation,
+            _ => generation,
+        };
         let principal = Principal::clone(cx.principal());
         let invocation = cx.invocation_id().unwrap_or_else(InvocationId::generate);
         let meant = (key, id, generation);
@@ -307,9 +311,15 @@ impl Host {
             Some(Due::In(delay)) => Some(submission.created_at.plus(delay)),
             Some(Due::Now) | None => None,
         };
+        // What was due before it was there does not get before others.
+        let due = match options.due {
+            Some(Due::At(at)) => Due::At(at.max(submission.created_at)),
+            Some(due) => due,
+            None => Due::Now,
+        };
         let record = queued_record(&submission, revision.as_deref());
         let acceptance = Acceptance::new(Arc::new(submission), Some(Arc::new(record)))
-            .with_due(options.due.unwrap_or(Due::Now))
+            .with_due(due)
             .with_limits(self.queue_limits());
         let id = acceptance.submission.id;
         match queue.accept(acceptance).await? {
@@ -373,7 +383,8 @@ impl Host {
         function: &FunctionRef,
         request: InvokeRequest,
     ) -> Result<InvokeResponse> {
-        let queue = self.queue()?;
+        self.queue()?;
+        let extensions = request.extensions.clone();
         let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request)).await?;
         let mut submission = let_in.submission(self, cx);
         submission.origin = cx.origin();
@@ -384,17 +395,24 @@ impl Host {
         let acceptance = Acceptance::new(Arc::clone(&submission), Some(Arc::new(record)))
             .with_limits(self.queue_limits())
             .with_lease(lease);
-        match queue.accept(acceptance).await? {
-            Accepted::Known(known) => replayed(&known),
-            Accepted::New { lease: Some(lease) } => {
-                let taken =
-                    crate::TakenInvocation::new(lease, QueuedInvocation::waiting(submission, self.clock.now()), false);
-                self.execute_for(cx, taken).await
+        // By a task from here on: whoever has accepted it also executes it, whether its caller stays or goes.
+        let (host, cx) = (Arc::clone(self), cx.clone());
+        let executed = self.lifetime.spawn(async move {
+            match host.queue()?.accept(acceptance).await? {
+                Accepted::Known(known) => replayed(&known),
+                Accepted::New { lease: Some(lease) } => {
+                    let waiting = QueuedInvocation::waiting(submission, host.clock.now());
+                    let taken = crate::TakenInvocation::new(lease, waiting, false);
+                    host.execute_for(&cx, extensions, taken).await
+                }
+                Accepted::New { lease: None } => {
+                    Err(Error::new(ErrorKind::Store, "the queue has not given the invocation that it accepted"))
+                }
             }
-            Accepted::New { lease: None } => {
-                Err(Error::new(ErrorKind::Store, "the queue has not given the invocation that it accepted"))
-            }
-        }
+        });
+        executed.await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Internal, "the task that executes the invocation has ended before its time"))
+        })
     }
 
     pub(crate) async fn cancel(self: &Arc<Self>, cx: &CallContext, id: InvocationId) -> Result<()> {
@@ -469,6 +487,8 @@ impl Host {
         submission.principal = Principal::clone(cx.principal());
         submission.idempotency = None;
         submission.lineage.redrive_of = Some(id);
+        // Where the rest went on after the failure, it has gone on already.
+        submission.sequence = submission.sequence.filter(|sequence| !sequence.go_on);
         submission.not_before = None;
         let record = match &old.work {
             Work::Invoke => {
@@ -584,6 +604,14 @@ fn replayed(known: &QueuedInvocation) -> Result<InvokeResponse> {
         return Err(in_progress(id));
     }
     let Progress { answer, failure, .. } = &known.progress;
+    // A failure of the gateway, or an answer that broke off, is what it ended with.
+    let is_functions = |failure: &&Failure| matches!(failure.class, ErrorClass::Function | ErrorClass::Rejected);
+    let answer = match (answer, failure) {
+        (Some(answer), Some(failure)) if answer.body.is_none() && !is_functions(&failure) => {
+            return Err(failure_again(failure).with_context("invocation", id.to_string()));
+        }
+        (answer, _) => answer,
+    };
     let Some(answer) = answer else {
         return Err(match failure {
             Some(failure) => failure_again(failure).with_context("invocation", id.to_string()),

@@ -5,7 +5,7 @@ mod ending;
 mod followers;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::ending::Claim;
-use crate::host::Host;
+use crate::host::{Host, Lifetime};
 use crate::{Cancellation, Gateway, InvocationId, InvocationQueue, Result, TakeRequest, TakenInvocation};
 
 /// How workers work.
@@ -141,25 +141,31 @@ struct Crew {
 
 /// How long what was taken may wait here until it is dispatched.
 const HELD: Duration = Duration::from_secs(30);
+/// How long slots are gathered before the queue is looked at.
+const GATHER: Duration = Duration::from_millis(2);
 /// How often it is asked whether somebody wants one of those that run to end.
 const LOOK: Duration = Duration::from_millis(500);
 
 impl Crew {
     async fn run(self) {
-        let watch = self.watch_cancellations();
         tokio::select! {
             () = self.stop.cancelled() => {}
             () = self.take() => {}
-            () = watch => {}
         }
     }
 
     async fn take(&self) {
         let mut arrivals = self.queue.arrivals();
-        // As many as are let go while a look into the queue takes its time, so that one look serves several.
-        let few = u32::try_from(self.config.concurrency / 8).unwrap_or(u32::MAX).max(1);
         loop {
-            let Ok(first) = Arc::clone(&self.slots).acquire_many_owned(few).await else { return };
+            let first = match Arc::clone(&self.slots).try_acquire_owned() {
+                Ok(first) => first,
+                Err(_) => {
+                    let Ok(first) = Arc::clone(&self.slots).acquire_owned().await else { return };
+                    // Where all were busy, others end at about the same time: one look into the queue serves them all.
+                    tokio::time::sleep(GATHER).await;
+                    first
+                }
+            };
             let mut free = first;
             while let Ok(more) = Arc::clone(&self.slots).try_acquire_owned() {
                 free.merge(more);
@@ -210,21 +216,6 @@ impl Crew {
             host.process(item, None, give_up).await;
         });
     }
-
-    /// Asks again and again whether one of those that run here is to end, which another process may have been told.
-    async fn watch_cancellations(&self) {
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let running = self.host.cancellations.ids();
-            if running.is_empty() {
-                continue;
-            }
-            match self.queue.cancelled(&running).await {
-                Ok(ids) => ids.into_iter().for_each(|id| self.host.cancellations.cancel(id)),
-                Err(error) => tracing::debug!(?error, "it can't be asked now which invocations are to end"),
-            }
-        }
-    }
 }
 
 /// A part of the workers' time.
@@ -253,21 +244,34 @@ impl Drop for Share {
 
 /// By what invocations that run in this process are ended.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Cancellations(Arc<Mutex<HashMap<InvocationId, Cancellation>>>);
+pub(crate) struct Cancellations(Arc<Running>);
+
+#[derive(Debug, Default)]
+struct Running {
+    by_id: Mutex<HashMap<InvocationId, Cancellation>>,
+    entered: Notify,
+}
+
+impl Running {
+    fn by_id(&self) -> MutexGuard<'_, HashMap<InvocationId, Cancellation>> {
+        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Cancellations {
     fn enter(&self, id: InvocationId, cancellation: &Cancellation) -> Cancellable {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, cancellation.clone());
+        self.0.by_id().insert(id, cancellation.clone());
+        self.0.entered.notify_one();
         Cancellable(self.clone(), id)
     }
 
     fn ids(&self) -> Vec<InvocationId> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+        self.0.by_id().keys().copied().collect()
     }
 
     /// Ends an invocation, where it runs here.
     pub(crate) fn cancel(&self, id: InvocationId) {
-        if let Some(cancellation) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
+        if let Some(cancellation) = self.0.by_id().get(&id) {
             cancellation.cancel();
         }
     }
@@ -277,6 +281,34 @@ struct Cancellable(Cancellations, InvocationId);
 
 impl Drop for Cancellable {
     fn drop(&mut self) {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+        self.0.0.by_id().remove(&self.1);
+    }
+}
+
+impl Host {
+    /// Asks again and again whether one of those that run in this process is to end, which another process may have been told.
+    pub(crate) async fn watch_cancellations(self: Arc<Self>, queue: Arc<dyn InvocationQueue>) {
+        let Lifetime { closing, killed, .. } = &self.lifetime;
+        loop {
+            let running = self.cancellations.ids();
+            if running.is_empty() {
+                if closing.is_cancelled() {
+                    return;
+                }
+                tokio::select! {
+                    () = self.cancellations.0.entered.notified() => {}
+                    () = closing.cancelled() => {}
+                }
+                continue;
+            }
+            match queue.cancelled(&running).await {
+                Ok(ids) => ids.into_iter().for_each(|id| self.cancellations.cancel(id)),
+                Err(error) => tracing::debug!(?error, "it can't be asked now which invocations are to end"),
+            }
+            tokio::select! {
+                () = killed.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
     }
 }

@@ -105,6 +105,20 @@ impl Default for Shared {
 }
 
 impl Shared {
+    /// The error for who gets neither a turn nor a place in the queue before it.
+    fn full(&self, waiting: usize, limit: &InFlightLimit) -> Error {
+        let message = format!(
+            "the function is at its limit of {} calls at a time, and its queue of {} is full",
+            limit.max, limit.max_queued
+        );
+        let held = self.held_micros.load(Ordering::Relaxed);
+        let ahead = u64::try_from(waiting).unwrap_or(u64::MAX).saturating_add(1);
+        let wait = Duration::from_micros(held.saturating_mul(ahead) / u64::from(limit.max.max(1)));
+        Error::new(ErrorKind::RateLimited, message)
+            .with_context("limit", "max_in_flight")
+            .with_retry_after(wait.clamp(Duration::from_millis(50), Duration::from_secs(60)))
+    }
+
     /// Takes a generation's limits over, unless a newer one has set its own.
     fn adopt(&self, generation: Generation, max: Option<u32>, rate: Option<Rate>) -> Result<()> {
         let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
@@ -179,6 +193,10 @@ impl LimitCalls {
         if let Ok(permit) = Arc::clone(&shared.turns).try_acquire_owned() {
             return Ok(Turn::new(shared, permit));
         }
+        if call.queued.as_ref().is_some_and(|queued| queued.is_tried_by_queue) {
+            // It waits in the queue, where it takes nobody's turn and none of its own time.
+            return Err(shared.full(0, limit));
+        }
         let place = Place::take(shared, limit)?;
         let since = monotonic_now();
         let turn = Arc::clone(&shared.turns).acquire_owned();
@@ -226,18 +244,7 @@ impl<'a> Place<'a> {
         let enter = |waiting: usize| (waiting < limit.max_queued).then_some(waiting + 1);
         match shared.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter) {
             Ok(_) => Ok(Self(shared)),
-            Err(waiting) => {
-                let message = format!(
-                    "the function is at its limit of {} calls at a time, and its queue of {} is full",
-                    limit.max, limit.max_queued
-                );
-                let held = shared.held_micros.load(Ordering::Relaxed);
-                let ahead = u64::try_from(waiting).unwrap_or(u64::MAX).saturating_add(1);
-                let wait = Duration::from_micros(held.saturating_mul(ahead) / u64::from(limit.max.max(1)));
-                Err(Error::new(ErrorKind::RateLimited, message)
-                    .with_context("limit", "max_in_flight")
-                    .with_retry_after(wait.clamp(Duration::from_millis(50), Duration::from_secs(60))))
-            }
+            Err(waiting) => Err(shared.full(waiting, limit)),
         }
     }
 }

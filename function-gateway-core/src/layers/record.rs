@@ -249,7 +249,7 @@ impl Recording {
         state.add_time(TimedPhase::Total, took);
         let redactor = state.redactor();
         let mut record = call.record();
-        let delivered = if state.attempts() == 0 { Delivery::NotSent } else { Delivery::Unknown };
+        let delivered = if state.started_at().is_none() { Delivery::NotSent } else { Delivery::Unknown };
         (record.state, record.failure) = match ending {
             Ending::Answered => of_outcome(self.answer.as_ref().map(|(_, outcome)| outcome), redactor),
             Ending::Error(error) => of_error(error, redactor),
@@ -352,11 +352,7 @@ fn of_error(error: &Error, redactor: &Redactor) -> (InvocationState, Option<Fail
         ErrorKind::Cancelled => InvocationState::Cancelled,
         _ => InvocationState::Failed,
     };
-    let mut failure = Failure::of(error);
-    failure.message = redactor.text(&failure.message).into_owned();
-    for violation in &mut failure.violations {
-        violation.reason = redactor.text(&violation.reason).into_owned();
-    }
+    let failure = Failure::of(&redactor.error(error.clone()));
     (state, Some(failure))
 }
 

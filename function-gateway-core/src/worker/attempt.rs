@@ -1,6 +1,6 @@
 //! One attempt to execute an accepted invocation.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -15,16 +15,20 @@ use crate::invocation::{DurableStart, QueuedCall};
 use crate::queue::queue_lease_lost;
 use crate::route::Serving;
 use crate::{
-    AsyncPolicy, Body, CallContext, CallState, Callback, Deadline, Delivery, Dispatch, Error, ErrorKind, Invocation,
-    InvocationRecord, InvocationState, InvokeRequest, InvokeResponse, Qualifier, QueueState, Result, Settled,
-    Settlement, StoredAnswer, Submission, TakenInvocation, Timestamp, Work,
+    AsyncPolicy, Body, CallContext, CallState, Callback, Cancellation, Deadline, Delivery, Dispatch, Error, ErrorKind,
+    Invocation, InvocationRecord, InvocationState, InvokeRequest, InvokeResponse, Qualifier, QueueState,
+    QueuedInvocation, Result, Settled, Settlement, StoredAnswer, Submission, TakenInvocation, Timestamp, Work,
 };
 
 /// A caller who waits for an execution.
 pub(super) struct Waiter {
     cx: CallContext,
+    extensions: http::Extensions,
     reply: oneshot::Sender<Result<InvokeResponse>>,
 }
+
+/// What a caller who waits has brought beside what is stored.
+type Awaited = (CallContext, http::Extensions);
 
 /// How an attempt has ended.
 pub(super) struct Outcome {
@@ -55,10 +59,11 @@ impl Host {
     pub(crate) async fn execute_for(
         self: &Arc<Self>,
         cx: &CallContext,
+        extensions: http::Extensions,
         taken: TakenInvocation,
     ) -> Result<InvokeResponse> {
         let (reply, answer) = oneshot::channel();
-        let (host, waiter) = (Arc::clone(self), Waiter { cx: cx.clone(), reply });
+        let (host, waiter) = (Arc::clone(self), Waiter { cx: cx.clone(), extensions, reply });
         self.lifetime.spawn(async move { host.process(taken, Some(waiter), CancellationToken::new()).await });
         answer.await.unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Internal, "the task that executes the invocation has ended before its time"))
@@ -72,10 +77,11 @@ impl Host {
         waiter: Option<Waiter>,
         give_up: CancellationToken,
     ) {
-        let (cx, reply) = waiter.map_or((None, None), |waiter| (Some(waiter.cx), Some(waiter.reply)));
-        let is_awaited = reply.is_some();
-        let mut reply = Reply { sender: reply, stream: None };
-        let (settlement, answer) = match self.attempt(&taken, cx, &mut reply, &give_up).await {
+        let is_awaited = waiter.is_some();
+        let (call, sender) =
+            waiter.map_or((None, None), |waiter| (Some((waiter.cx, waiter.extensions)), Some(waiter.reply)));
+        let mut reply = Reply { sender, stream: None, broken: Arc::default() };
+        let (settlement, answer) = match self.attempt(&taken, call, &mut reply, &give_up).await {
             Ok(ended) => ended,
             Err(error) => {
                 // It is somebody else's by now, or will be taken again once its lease has run out.
@@ -93,7 +99,10 @@ impl Host {
                 if !is_awaited {
                     tracing::error!(id = %taken.lease.id, ?error, "the end of an invocation could not be kept");
                 }
-                reply.send(Err(error.with_delivery(Delivery::Executed)));
+                let error = error.with_delivery(Delivery::Executed);
+                // A caller who has the head of the answer already must not take its end for a good one.
+                reply.break_off(&error);
+                reply.send(Err(error));
             }
         }
     }
@@ -121,7 +130,7 @@ impl Host {
     async fn attempt(
         self: &Arc<Self>,
         taken: &TakenInvocation,
-        cx: Option<CallContext>,
+        call: Option<Awaited>,
         reply: &mut Reply,
         give_up: &CancellationToken,
     ) -> Result<(Settlement, Result<InvokeResponse>)> {
@@ -135,7 +144,7 @@ impl Host {
             let error = unsent(ErrorKind::Cancelled, message).with_delivery(delivery);
             return Ok((self.unsent(taken, &error, Claim::Cancelled).await?, Err(error)));
         }
-        if is_interrupted && !taken.repeatable {
+        if is_interrupted && (!taken.repeatable || self.is_exhausted(invocation).await?) {
             let error = lost();
             return Ok((self.unsent(taken, &error, Claim::Lost).await?, Err(error)));
         }
@@ -144,22 +153,36 @@ impl Host {
             let error = unsent(ErrorKind::InvalidArgument, message);
             return Ok((self.unsent(taken, &error, Claim::Failed).await?, Err(error)));
         }
+        if let Some(reason) = &submission.refused {
+            let error = unsent(ErrorKind::ResultNotKept, reason.clone());
+            return Ok((self.unsent(taken, &error, Claim::Failed).await?, Err(error)));
+        }
         let mut progress = invocation.progress.clone();
         if is_interrupted {
             progress.add(interrupted(invocation));
         }
-        let is_awaited = cx.is_some();
+        let is_awaited = call.is_some();
         let ended = match &submission.work {
-            Work::Invoke => self.invoke(taken, cx, reply, give_up).await?,
+            Work::Invoke => self.invoke(taken, call, reply, give_up).await?,
             Work::Callback { url, secret } => self.call_back(taken, url, secret.as_ref()).await?,
         };
         self.ended(taken, progress, ended, is_awaited).await
     }
 
+    /// Whether all attempts were made of one that may be repeated.
+    async fn is_exhausted(&self, invocation: &QueuedInvocation) -> Result<bool> {
+        let serving = match self.serving_for(&invocation.submission).await {
+            Ok(serving) => Some(serving),
+            Err(error) if error.kind() == ErrorKind::Store => return Err(error),
+            Err(_) => None,
+        };
+        Ok(invocation.attempts >= policy_of(&invocation.submission, serving.as_deref()).attempts())
+    }
+
     async fn invoke(
         self: &Arc<Self>,
         taken: &TakenInvocation,
-        cx: Option<CallContext>,
+        call: Option<Awaited>,
         reply: &mut Reply,
         give_up: &CancellationToken,
     ) -> Result<Outcome> {
@@ -170,19 +193,22 @@ impl Host {
             Err(error) => return Ok(Outcome::unsent(started_at, None, error)),
         };
         let policy = policy_of(submission, Some(&serving));
-        let is_awaited = cx.is_some();
+        let is_awaited = call.is_some();
         if !is_awaited && let Some(error) = too_late(&taken.invocation, &policy, started_at) {
             return Ok(Outcome::unsent(started_at, Some(serving), error));
         }
-        let request = match submission.request.with_payload(submission.payload.clone()) {
+        let mut request = match submission.request.with_payload(submission.payload.clone()) {
             Ok(request) => request,
             Err(error) => return Ok(Outcome::unsent(started_at, Some(serving), error)),
         };
-        let cancellation = cx.as_ref().and_then(CallContext::cancellation).cloned().unwrap_or_default();
+        let (cx, extensions) = call.unwrap_or_else(|| (context(submission), http::Extensions::new()));
+        request.extensions = extensions;
+        // Its own, so that whoever ends this one does not end all that its caller does under the same signal.
+        let (cancellation, of_caller) = (Cancellation::new(), cx.cancellation().cloned());
         let _cancellable = self.cancellations.enter(submission.id, &cancellation);
         let queued = Arc::new(QueuedCall::new(submission.lineage.clone(), !is_awaited));
         let start = self.dispatch(taken, &serving, &policy);
-        let cx = cx.unwrap_or_else(|| context(submission)).with_cancellation(cancellation.clone());
+        let cx = cx.with_cancellation(cancellation.clone());
         let call = self.resumed(&cx, taken, &serving, request, Arc::clone(&queued), start.clone());
         let wanted = (submission.key.clone(), &Qualifier::Serving);
         let in_flight = self.lifetime.tasks.token();
@@ -198,20 +224,32 @@ impl Host {
             let mut answer = stored(&response);
             let body = std::mem::take(&mut response.body);
             if is_awaited && body.is_stream() {
-                response.body = Body::from_stream(received(reply.stream()));
+                response.body = reply.body();
                 reply.send(Ok(*response));
             } else if is_awaited {
                 response.body = body.try_clone().unwrap_or_default();
                 outcome.response = Some(*response);
             }
-            (answer.body, outcome.error) = self.drain(body, reply.reader()).await;
+            (answer.body, outcome.error) = self.drain(body, reply).await;
             outcome.answer = Some(answer);
             outcome
+        };
+        let passed_on = async {
+            match &of_caller {
+                Some(of_caller) => of_caller.cancelled().await,
+                None => std::future::pending().await,
+            }
+            cancellation.cancel();
+            std::future::pending::<()>().await;
         };
         let mut outcome = tokio::select! {
             biased;
             outcome = running => outcome,
-            () = give_up.cancelled() => Outcome { error: Some(lost()), ..Outcome::new(started_at) },
+            () = give_up.cancelled() => {
+                let delivery = if start.is_done() { Delivery::Unknown } else { Delivery::NotSent };
+                Outcome { error: Some(lost().with_delivery(delivery)), ..Outcome::new(started_at) }
+            }
+            () = passed_on => Outcome::new(started_at),
         };
         if start.has_failed() && outcome.error.as_ref().is_some_and(|error| error.kind() == ErrorKind::Conflict) {
             return Err(queue_lease_lost(submission.id));
@@ -234,22 +272,20 @@ impl Host {
         Ok(outcome)
     }
 
-    /// Reads an answer to its end, and keeps it where it is not too large.
-    async fn drain(&self, body: Body, reader: Option<&mpsc::Sender<Result<Bytes>>>) -> (Option<Bytes>, Option<Error>) {
+    /// Reads an answer to its end, and keeps it where it is not too large. A caller who has it streamed gets it as it comes.
+    async fn drain(&self, body: Body, reply: &mut Reply) -> (Option<Bytes>, Option<Error>) {
         let limit = usize::try_from(self.config.queue.max_result_bytes).unwrap_or(usize::MAX);
         if let Some(bytes) = body.as_bytes() {
             return ((bytes.len() <= limit).then(|| bytes.clone()), None);
         }
+        // What is streamed to its caller is not kept: it may never end, and is not asked for again.
+        let mut kept = reply.stream.is_none().then(BytesMut::new);
         let mut chunks = body.into_stream();
-        let mut kept = Some(BytesMut::new());
         while let Some(chunk) = chunks.next().await {
             let chunk = match chunk {
                 Ok(chunk) => chunk,
                 Err(error) => {
-                    if let Some(reader) = reader {
-                        // A caller who has gone away needs no answer.
-                        let _ = reader.send(Err(error.clone())).await;
-                    }
+                    reply.break_off(&error);
                     return (None, Some(error));
                 }
             };
@@ -257,12 +293,12 @@ impl Host {
             if let Some(kept) = &mut kept {
                 kept.extend_from_slice(&chunk);
             }
-            if let Some(reader) = reader {
-                let _ = reader.send(Ok(chunk)).await;
+            tokio::select! {
+                () = reply.pass_on(chunk, self.config.max_reader_pause) => {}
+                () = self.lifetime.killed.cancelled() => {}
             }
         }
-        // What was streamed to its caller is not kept: it may never end, and is not asked for again.
-        (kept.filter(|_| reader.is_none()).map(BytesMut::freeze), None)
+        (kept.map(BytesMut::freeze), None)
     }
 
     async fn call_back(
@@ -338,6 +374,8 @@ impl Host {
         start: DurableStart,
     ) -> Box<Invocation> {
         let (invocation, submission) = (&taken.invocation, &taken.invocation.submission);
+        // A stream without a total time ends before its lease does.
+        let longest = Deadline::after(self.config.longest_call(&serving.revision.spec));
         let policy = self.config.record.for_spec(&serving.revision.spec);
         let max_log = usize::try_from(policy.max_log_bytes).unwrap_or(usize::MAX);
         let waited = self.clock.now().since(submission.created_at);
@@ -346,8 +384,9 @@ impl Host {
         if let Some(len) = request.body.len() {
             state.set_request_bytes(len);
         }
-        let cx =
-            crate::executor::traced(cx, &request).for_invocation(submission.id).with_attempt(invocation.attempts + 1);
+        let cx = crate::executor::traced(&cx.clone().with_deadline(longest), &request)
+            .for_invocation(submission.id)
+            .with_attempt(invocation.attempts + 1);
         let mut call = Invocation::new(cx, request, Arc::clone(&serving.revision), state);
         (call.queued, call.durable_start) = (Some(queued), Some(start));
         Box::new(call)
@@ -376,18 +415,40 @@ impl Host {
 struct Reply {
     sender: Option<oneshot::Sender<Result<InvokeResponse>>>,
     /// Where the chunks of an answer go that is streamed. Held until the end is committed: only then the stream ends.
-    stream: Option<mpsc::Sender<Result<Bytes>>>,
+    stream: Option<mpsc::Sender<Bytes>>,
+    /// Why the stream ends without being complete.
+    broken: Arc<OnceLock<Error>>,
 }
 
 impl Reply {
-    fn stream(&mut self) -> mpsc::Receiver<Result<Bytes>> {
+    /// The body of an answer whose chunks are [passed on](Self::pass_on).
+    fn body(&mut self) -> Body {
         let (sender, receiver) = mpsc::channel(1);
         self.stream = Some(sender);
-        receiver
+        Body::from_stream(stream::unfold(Some((receiver, Arc::clone(&self.broken))), |state| async {
+            let (mut receiver, broken) = state?;
+            match receiver.recv().await {
+                Some(chunk) => Some((Ok(chunk), Some((receiver, broken)))),
+                None => broken.get().cloned().map(|error| (Err(error), None)),
+            }
+        }))
     }
 
-    fn reader(&self) -> Option<&mpsc::Sender<Result<Bytes>>> {
-        self.stream.as_ref()
+    /// Hands a chunk on. A caller who does not read on for too long, or has gone away, gets no more; the execution goes on.
+    async fn pass_on(&mut self, chunk: Bytes, patience: Duration) {
+        let Some(reader) = &self.stream else { return };
+        match tokio::time::timeout(patience, reader.send(chunk)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => self.stream = None,
+            Err(_) => self.break_off(&Error::new(ErrorKind::Cancelled, "the caller did not read on")),
+        }
+    }
+
+    /// Ends a stream that is not complete.
+    fn break_off(&mut self, error: &Error) {
+        // The first reason stays.
+        let _ = self.broken.set(error.clone());
+        self.stream = None;
     }
 
     fn send(&mut self, answer: Result<InvokeResponse>) {
@@ -415,10 +476,4 @@ fn stored(response: &InvokeResponse) -> StoredAnswer {
         Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()))
     };
     StoredAnswer::new(response.status.as_u16(), response.headers.iter().filter_map(text).collect(), None)
-}
-
-fn received(
-    receiver: mpsc::Receiver<Result<Bytes>>,
-) -> impl futures_core::Stream<Item = Result<Bytes>> + Send + 'static {
-    stream::unfold(receiver, |mut receiver| async move { receiver.recv().await.map(|chunk| (chunk, receiver)) })
 }

@@ -61,14 +61,26 @@ impl Host {
                 status: attempt.status.filter(|_| error.is_none()),
             };
             let asked = error.as_ref().and_then(Error::retry_after);
-            let pause = policy.backoff(number, asked);
+            let verdict = verdict(ended, &policy, idempotent);
+            let pause = match verdict {
+                // The longer it has waited, the longer until it is looked at again: many that wait for a limit don't wear the
+                // store out.
+                Verdict::Return => policy.pause(now.since(first_due(submission)), asked),
+                _ => policy.backoff(number, asked),
+            };
             let in_time = now.plus(pause) <= first_due(submission).plus(policy.age());
-            let again = match verdict(ended, &policy, idempotent) {
+            let again = match verdict {
                 Verdict::Return if in_time => Some(invocation.attempts),
                 Verdict::Again if in_time && number < policy.attempts() => Some(number),
                 _ => None,
             };
             if let Some(attempts) = again {
+                if self.queue()?.cancelled(&[submission.id]).await?.contains(&submission.id) {
+                    let message = "the invocation was cancelled before it was tried again";
+                    let error = Error::new(ErrorKind::Cancelled, message).with_delivery(failure.delivery);
+                    let settlement = self.unsent_with(taken, &error, Claim::Cancelled, progress).await?;
+                    return Ok((settlement, Err(error)));
+                }
                 if is_made && attempts == number {
                     progress.add(attempt);
                 }
@@ -80,6 +92,8 @@ impl Host {
         if is_made {
             progress.add(attempt);
         }
+        // What an earlier attempt may have delivered, a later failure does not undo.
+        let failure = failure.map(|failure| after_all_attempts(failure, &progress));
         progress.failure.clone_from(&failure);
         if let Some(answer) = &mut answer {
             answer.failure.clone_from(&failure);
@@ -97,11 +111,18 @@ impl Host {
             (None, Some(failure)) => self.final_record(taken, serving.as_deref(), failure).await?,
             (None, None) => None,
         };
-        let record = record.map(|record| with_first_start(record, &progress));
+        let record = record.map(|record| {
+            let mut record = Arc::unwrap_or_clone(with_first_start(record, &progress));
+            if let (Some(told), Some(failure)) = (&mut record.failure, &failure) {
+                told.delivery = failure.delivery;
+            }
+            Arc::new(record)
+        });
         let cancelled = record.as_ref().is_some_and(|record| record.state == InvocationState::Cancelled);
         let dead = failure.is_some() && !policy.drop_failed && !is_awaited && !cancelled;
         let followers = match &record {
-            Some(record) if !cancelled => self.followers(submission, &policy, record, &progress).await,
+            // A caller who waits for the answer does with it what is to be done.
+            Some(record) if !cancelled && !is_awaited => self.followers(submission, &policy, record, &progress).await,
             _ => Vec::new(),
         };
         let settled = Settled::Ended { record, dead, keep_for: self.config.queue.keep_for };
@@ -114,15 +135,27 @@ impl Host {
 
     /// How what was taken and not sent is settled.
     pub(crate) async fn unsent(&self, taken: &TakenInvocation, error: &Error, claim: Claim) -> Result<Settlement> {
-        let submission = &taken.invocation.submission;
-        let failure = Failure::of(error);
         let mut progress = taken.invocation.progress.clone();
         if taken.invocation.state == QueueState::Running {
             progress.add(interrupted(&taken.invocation));
         }
+        self.unsent_with(taken, error, claim, progress).await
+    }
+
+    async fn unsent_with(
+        &self,
+        taken: &TakenInvocation,
+        error: &Error,
+        claim: Claim,
+        mut progress: Progress,
+    ) -> Result<Settlement> {
+        let submission = &taken.invocation.submission;
+        let failure = after_all_attempts(Failure::of(error), &progress);
         progress.failure = Some(failure.clone());
         let policy = match self.serving_for(submission).await {
             Ok(serving) => policy_of(submission, Some(&serving)),
+            // It is taken again, and may then be told to whom it is to be told.
+            Err(error) if error.kind() == ErrorKind::Store => return Err(error),
             Err(_) => policy_of(submission, None),
         };
         let record = match submission.work {
@@ -223,4 +256,12 @@ fn with_first_start(record: Arc<InvocationRecord>, progress: &Progress) -> Arc<I
         record.started_at = Some(first.started_at);
     }
     Arc::new(record)
+}
+
+/// A failure after attempts of which one may have reached the function.
+fn after_all_attempts(mut failure: Failure, progress: &Progress) -> Failure {
+    let before =
+        progress.attempts.iter().filter_map(|attempt| attempt.failure.as_ref()).map(|failure| failure.delivery);
+    failure.delivery = before.max().map_or(failure.delivery, |before| before.max(failure.delivery));
+    failure
 }

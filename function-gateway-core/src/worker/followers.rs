@@ -8,9 +8,12 @@ use http::HeaderValue;
 use crate::host::Host;
 use crate::submit::queued_record;
 use crate::{
-    Acceptance, AsyncPolicy, Destination, FunctionId, FunctionKey, FunctionName, Generation, InvocationId,
+    Acceptance, AsyncPolicy, Deadline, Destination, FunctionId, FunctionKey, FunctionName, Generation, InvocationId,
     InvocationRecord, InvocationState, InvokeRequest, Origin, Progress, Sequence, StoredRequest, Submission, Work,
 };
+
+/// How long a store that fails is left alone.
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(500);
 
 impl Host {
     /// What follows upon the end of an invocation.
@@ -38,6 +41,11 @@ impl Host {
                 if let Ok(request) = StoredRequest::of(&request) {
                     let mut follower = self.follower(submission, name, request, payload).await;
                     follower.0.lineage.depth += 1;
+                    let is_kept = progress.answer.as_ref().is_some_and(|answer| answer.body.is_some());
+                    if succeeded && !is_kept {
+                        let reason = "the result that it was to get was streamed or too large, and is not kept";
+                        follower.0.refused = Some(reason.to_owned());
+                    }
                     followers.push(follower);
                 }
             }
@@ -83,7 +91,14 @@ impl Host {
     ) -> (Submission, Option<InvocationRecord>) {
         let mut child = self.child(parent, request, payload);
         child.key = FunctionKey::new(parent.key.tenant.clone(), name.clone());
-        let named = self.named(&child.key).await;
+        // A store that fails does not mean that there is no such function.
+        let deadline = Deadline::after(self.config.queue.lease_margin);
+        let named = loop {
+            match self.named(&child.key).await {
+                Err(_) if deadline.remaining() > AGAIN => tokio::time::sleep(AGAIN).await,
+                named => break named,
+            }
+        };
         let (function, generation, revision) =
             named.unwrap_or_else(|_| (FunctionId::generate(), Generation::FIRST, None));
         (child.function, child.generation) = (function, generation);
@@ -99,6 +114,7 @@ impl Host {
         child.not_before = None;
         (child.request, child.payload) = (request, payload);
         (child.pinned, child.policy, child.idempotency, child.sequence) = (false, None, None, None);
+        child.refused = None;
         child.work = Work::Invoke;
         child.origin = if parent.lineage.event.is_some() { Origin::Event } else { Origin::Async };
         (child.lineage.parent, child.lineage.redrive_of) = (Some(parent.id), None);
