@@ -9,10 +9,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use function_gateway_core::{
     AsyncPolicy, CallContext, Callback, CallbackSender, CallbackTarget, DeadLetterFilter, Deadline, Delivery,
-    Destination, Due, Error, ErrorClass, ErrorKind, FunctionExecutor as _, FunctionManager as _, FunctionSpec,
-    GatewayConfig, InvocationId, InvocationQueue as _, InvocationRecord, InvocationState, InvokeRequest, Origin,
-    PageRequest, Precondition, QueueManager as _, QueueState, Receipt, RecordMode, RecordPolicy, Result, Sequence,
-    SubmitOptions, TimedPhase, Waited, WorkerConfig, Workers,
+    Destination, Dispatch, Due, Error, ErrorClass, ErrorKind, FunctionExecutor as _, FunctionManager as _,
+    FunctionSpec, GatewayConfig, InvocationId, InvocationQueue as _, InvocationRecord, InvocationState, InvokeRequest,
+    Origin, PageRequest, Precondition, QueueManager as _, QueueState, Receipt, RecordMode, RecordPolicy, Result,
+    Sequence, SubmitOptions, TakeRequest, TimedPhase, Waited, WorkerConfig, Workers,
 };
 use function_gateway_testkit::{Gate, Handler, Op};
 use http::StatusCode;
@@ -733,4 +733,160 @@ async fn a_deadline_of_a_keyed_call_holds() {
     let call = InvokeRequest::new("x").with_idempotency_key("k");
     let error = soon(setup.gateway.invoke(&cx, &function("f"), call)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+}
+
+/// Waits until a function has been called so often.
+async fn called(setup: &Setup, times: usize) {
+    soon(async {
+        while setup.engine.count(Op::Invoke) < times {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_waits_for_a_limit_takes_no_attempt_and_none_of_its_time() {
+    let setup = gateway().await;
+    let mut one = with_policy(spec(), |policy| policy.max_attempts = Some(1));
+    one.limits.max_in_flight = Some(1);
+    one.timeouts.total = Some(Duration::from_secs(20));
+    create(&setup, "f", one).await;
+    let gate = Gate::new();
+    setup.engine.on_invoke(Handler::echo().gated(&gate));
+    let _workers = workers(&setup);
+    let (first, second) = (submit(&setup, "f", "x").await.unwrap(), submit(&setup, "f", "y").await.unwrap());
+    called(&setup, 1).await;
+    let waiting = soon(async {
+        loop {
+            for id in [first.id, second.id] {
+                let queued = setup.gateway.queued(&cx(), id).await.unwrap();
+                if queued.progress.failure.is_some() {
+                    return queued;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!((waiting.state.is_open(), waiting.attempts, waiting.progress.attempts.len()), (true, 0, 0));
+    assert_eq!(waiting.progress.failure.as_ref().unwrap().code, "rate_limited");
+    gate.open();
+    for id in [first.id, second.id] {
+        let record = ended(&setup, id).await;
+        assert_eq!((record.state, record.attempts), (InvocationState::Succeeded, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_result_that_is_not_kept_is_not_handed_on_as_an_empty_one() {
+    let mut config = GatewayConfig::default();
+    config.queue.max_result_bytes = 4;
+    let setup = gateway_with(|builder| builder.config(config)).await;
+    let to_next = |policy: &mut AsyncPolicy| policy.on_success = Some(Destination::Function(name("next")));
+    create(&setup, "f", with_policy(spec(), to_next)).await;
+    create(&setup, "next", spec()).await;
+    let _workers = workers(&setup);
+    let record = done(&setup, "f", "too large").await;
+    assert_eq!(record.state, InvocationState::Succeeded);
+    let next = soon(follower_of(&setup, "next", record.id)).await;
+    let next = ended(&setup, next.id).await;
+    assert_eq!((next.failure.as_ref().unwrap().code.as_str(), next.attempts), ("result_not_kept", 0));
+    assert_eq!(setup.engine.count(Op::Invoke), 1);
+}
+
+#[tokio::test]
+async fn a_redrive_does_not_repeat_what_went_on() {
+    for (go_on, calls) in [(true, 3), (false, 3)] {
+        let setup = gateway().await;
+        create(&setup, "a", spec()).await;
+        create(&setup, "b", spec()).await;
+        let (handler, _) = fails(1, StatusCode::INTERNAL_SERVER_ERROR);
+        setup.engine.on_invoke(handler);
+        let workers = workers(&setup);
+        let sequence = SubmitOptions::default().with_sequence(Sequence::new(vec![name("b")], go_on));
+        let receipt = setup.gateway.submit(&cx(), &function("a"), InvokeRequest::new("x"), sequence).await.unwrap();
+        assert_eq!(ended(&setup, receipt.id).await.state, InvocationState::Failed);
+        if go_on {
+            called(&setup, 2).await;
+        }
+        let again = setup.gateway.redrive(&cx(), receipt.id).await.unwrap();
+        ended(&setup, again.id).await;
+        soon(async {
+            while setup.gateway.queue_depth(&cx(), None).await.unwrap().open > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        soon(workers.drain()).await;
+        assert_eq!(setup.engine.count(Op::Invoke), calls, "go_on: {go_on}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_with_a_key_leads_nowhere_by_itself() {
+    let setup = gateway().await;
+    let to_next = |policy: &mut AsyncPolicy| policy.on_success = Some(Destination::Function(name("next")));
+    create(&setup, "f", with_policy(spec(), to_next)).await;
+    create(&setup, "next", spec()).await;
+    let call = InvokeRequest::new("x").with_idempotency_key("k");
+    setup.gateway.invoke(&cx(), &function("f"), call).await.unwrap();
+    assert_eq!(setup.gateway.queue_depth(&cx(), None).await.unwrap().open, 0);
+}
+
+#[tokio::test]
+async fn the_last_attempt_that_was_interrupted_is_lost() {
+    let setup = gateway().await;
+    create(&setup, "f", with_policy(idempotent(), |policy| policy.max_attempts = Some(1))).await;
+    let receipt = submit(&setup, "f", "x").await.unwrap();
+    // Another process takes it, sends it and dies.
+    let request = TakeRequest::new(1, Duration::from_secs(30));
+    let taken = setup.store.take(&request).await.unwrap().items.remove(0);
+    let dispatch = Dispatch::new(1, Duration::from_micros(1)).repeatable(true);
+    setup.store.dispatch(&taken.lease, dispatch).await.unwrap();
+    let _workers = workers(&setup);
+    let record = ended(&setup, receipt.id).await;
+    let failure = record.failure.as_ref().unwrap();
+    assert_eq!(
+        (record.state, failure.code.as_str(), failure.delivery),
+        (InvocationState::Lost, "lost", Delivery::Unknown)
+    );
+    assert_eq!((record.attempts, setup.engine.count(Op::Invoke)), (1, 0));
+}
+
+#[tokio::test]
+async fn a_stream_whose_reader_stands_still_is_executed_to_its_end() {
+    let mut config = GatewayConfig::default();
+    config.max_reader_pause = Duration::from_millis(20);
+    let setup = gateway_with(|builder| builder.config(config)).await;
+    let mut streaming = spec();
+    streaming.streaming = true;
+    create(&setup, "s", streaming).await;
+    let gate = Gate::new();
+    gate.open();
+    setup.engine.on_invoke(Handler::stream(["a", "b", "c", "d", "e"], &gate));
+    let id = InvocationId::generate();
+    let call = InvokeRequest::new("x").with_idempotency_key("k");
+    let answer = setup.gateway.invoke(&cx().with_invocation_id(id), &function("s"), call).await.unwrap();
+    // Nothing is read of it until its end is recorded.
+    assert!(soon(ended(&setup, id)).await.finished_at.is_some());
+    let broken = answer.body.collect(100).await.unwrap_err();
+    assert_eq!(broken.kind(), ErrorKind::Cancelled);
+}
+
+#[tokio::test]
+async fn what_was_not_sent_when_the_workers_stop_waits_again() {
+    let setup = gateway().await;
+    let mut slow = spec();
+    slow.limits.max_in_flight = Some(1);
+    create(&setup, "f", slow).await;
+    setup.engine.on_invoke(Handler::hang());
+    let one = WorkerConfig::default().with_concurrency(1);
+    let workers = setup.gateway.start_workers(one).unwrap();
+    submit(&setup, "f", "x").await.unwrap();
+    called(&setup, 1).await;
+    let waiting = submit(&setup, "f", "y").await.unwrap();
+    soon(workers.stop(Duration::ZERO)).await;
+    let queued = setup.gateway.queued(&cx(), waiting.id).await.unwrap();
+    assert_eq!((queued.state, queued.attempts), (QueueState::Waiting, 0));
 }
