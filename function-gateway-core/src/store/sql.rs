@@ -365,6 +365,8 @@ async fn open(url: &str, options: &SqlStoreOptions, runtime: &Handle) -> Result<
 }
 
 async fn connect(url: &str, options: &SqlStoreOptions, runtime: &Handle) -> Result<Connected, Fault> {
+    #[cfg(not(feature = "sqlite"))]
+    let _ = runtime;
     let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
     match scheme {
         #[cfg(feature = "sqlite")]

@@ -141,6 +141,8 @@ impl Dialect {
     /// Adds to an [`upsert`](Self::upsert) that it replaces a row only under a condition, which tells of itself by the number of
     /// rows; `None` where that can't be said.
     pub(super) fn only_where(&self, condition: &str) -> Option<String> {
+        #[cfg(not(any(feature = "sqlite", feature = "postgres")))]
+        let _ = condition;
         match self.upsert {
             #[cfg(any(feature = "sqlite", feature = "postgres"))]
             Upsert::OnConflict => Some(format!(" WHERE {condition}")),

@@ -4,6 +4,10 @@ use crate::{Delivery, Error, ErrorKind, Retry};
 
 /// What kind of failure a database's is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    not(all(feature = "sqlite", feature = "postgres", feature = "mysql")),
+    allow(dead_code, reason = "not every engine tells all of them")
+)]
 pub(super) enum FaultKind {
     /// Nobody answers at its address.
     Unreachable,
