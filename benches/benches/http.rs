@@ -13,8 +13,8 @@ use bytes::Bytes;
 use function_gateway_benches::{caller, parse};
 use function_gateway_core::store::memory::MemoryStore;
 use function_gateway_core::{
-    CallContext, DeployRequest, DriverRef, DriverRequest, FaasDriver, FunctionExecutor, FunctionId, FunctionKey,
-    FunctionManager, FunctionName, FunctionRef, FunctionSpec, Gateway, Generation, InvokeRequest, LogSink,
+    CallContext, DeployRequest, DeploymentState, DriverRef, DriverRequest, FaasDriver, FunctionExecutor, FunctionId,
+    FunctionKey, FunctionManager, FunctionName, FunctionRef, FunctionSpec, Gateway, Generation, InvokeRequest, LogSink,
     ProcessWorkload, Protocol, Revision, RevisionReason, Timestamp,
 };
 use function_gateway_local_process::{LocalProcess, LocalProcessConfig};
@@ -234,6 +234,10 @@ fn idle(runtime: &Runtime, program: &std::path::Path) {
             let revision = revision(spec(program));
             let target = driver.reference(&parse("bench"), &revision);
             driver.deploy(&cx, &target, DeployRequest::new(parse("bench"), revision)).await.unwrap();
+            // What is measured is what they take once they are there, not what starting them takes.
+            while driver.status(&cx, &target).await.unwrap().state != DeploymentState::Ready {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
         let (start, before) = (Instant::now(), processor_time());
         tokio::time::sleep(IDLE).await;
