@@ -100,7 +100,7 @@ impl Gateway {
     /// its shutdown drains them.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] in a gateway without a queue.
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) in a gateway without a queue.
     pub fn start_workers(&self, config: WorkerConfig) -> Result<Workers> {
         let queue = Arc::clone(self.host.queue()?);
         let (stop, give_up, tasks) =
