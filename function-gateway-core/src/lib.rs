@@ -138,3 +138,8 @@ pub use worker::{WorkerConfig, Workers};
 #[cfg(all(doctest, feature = "sqlite", feature = "postgres", feature = "mysql"))]
 #[doc = include_str!("../../docs/operations.md")]
 pub struct Operations;
+
+/// The code in docs/async.md, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/async.md")]
+pub struct Async;
