@@ -253,7 +253,7 @@ impl FunctionExecutor for Gateway {
             Ok((key, serving)) => {
                 let mut call = host.call(cx, id, &serving, request);
                 call.id_is_callers = cx.invocation_id().is_some();
-                host.run(call, (key, function.qualifier()), &serving, in_flight).await
+                host.run::<false>(call, (key, function.qualifier()), &serving, in_flight).await
             }
             Err(error) => {
                 metrics::counter!("function_gateway.refusals", "code" => error.kind().code()).increment(1);
@@ -396,7 +396,9 @@ impl Host {
         Box::new(Invocation::new(cx, request, Arc::clone(&serving.revision), state))
     }
 
-    pub(crate) async fn run(
+    /// Has a call go through the chain. Compiled once for what callers wait for and once for what comes from the queue, so that the
+    /// former is one piece with what is around it.
+    pub(crate) async fn run<const FROM_QUEUE: bool>(
         &self,
         call: Box<Invocation>,
         wanted: (FunctionKey, &Qualifier),

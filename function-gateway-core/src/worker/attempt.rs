@@ -214,7 +214,7 @@ impl Host {
         let in_flight = self.lifetime.tasks.token();
         let running = async {
             let mut outcome = Outcome::new(started_at);
-            let mut response = match self.run(call, wanted, &serving, in_flight).await {
+            let mut response = match self.run::<true>(call, wanted, &serving, in_flight).await {
                 Ok(response) => response,
                 Err(error) => {
                     outcome.error = Some(error);
