@@ -106,6 +106,13 @@ impl SqlStoreOptions {
         self.operation_timeout.mul_f64(0.9)
     }
 
+    /// How long a server leaves a transaction open in which nothing happens, as that of a process which it can't reach any more: its
+    /// locks are gone before others give up waiting for them.
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    fn idle_transaction_timeout(&self) -> Duration {
+        (self.operation_timeout / 2).clamp(Duration::from_millis(100), Duration::from_secs(3600))
+    }
+
     /// Sets how many connections there are at most.
     #[must_use]
     pub fn with_max_connections(mut self, count: u32) -> Self {

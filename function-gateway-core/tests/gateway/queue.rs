@@ -7,18 +7,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use function_gateway_core::store::memory::{MemoryStore, MemoryStoreOptions};
 use function_gateway_core::{
-    AsyncPolicy, CallContext, Callback, CallbackSender, CallbackTarget, DeadLetterFilter, Deadline, Delivery,
-    Destination, Dispatch, Due, Error, ErrorClass, ErrorKind, FunctionExecutor as _, FunctionManager as _,
+    AsyncPolicy, CallContext, Callback, CallbackSender, CallbackTarget, Clock as _, DeadLetterFilter, Deadline,
+    Delivery, Destination, Dispatch, Due, Error, ErrorClass, ErrorKind, FunctionExecutor as _, FunctionManager as _,
     FunctionSpec, GatewayConfig, InvocationId, InvocationQueue as _, InvocationRecord, InvocationState, InvokeRequest,
     Origin, PageRequest, Precondition, QueueManager as _, QueueState, Receipt, RecordMode, RecordPolicy, Result,
     Sequence, SubmitOptions, TakeRequest, TimedPhase, Waited, WorkerConfig, Workers,
 };
-use function_gateway_testkit::{Gate, Handler, Op};
+use function_gateway_testkit::{Engine, Gate, Handler, ManualClock, Op};
 use http::StatusCode;
 use serde_json::json;
 
-use crate::common::{Setup, body, cx, function, gateway, gateway_with, name, principal, soon, spec};
+use crate::common::{Setup, body, cx, function, gateway, gateway_with, name, over, principal, soon, spec};
 
 /// What is waited for when something is expected to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -889,4 +890,38 @@ async fn what_was_not_sent_when_the_workers_stop_waits_again() {
     soon(workers.stop(Duration::ZERO)).await;
     let queued = setup.gateway.queued(&cx(), waiting.id).await.unwrap();
     assert_eq!((queued.state, queued.attempts), (QueueState::Waiting, 0));
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_ends_nothing_twice_and_loses_nothing() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let clock = ManualClock::default();
+    let options = MemoryStoreOptions::default().with_clock(Arc::new(clock.clone()));
+    let (store, engine) = (Arc::new(MemoryStore::with_options("test".parse().unwrap(), options)), Engine::new());
+    let gateway = over(&store, &engine).clock(Arc::new(clock.clone())).build().await.unwrap();
+    let setup = Setup { gateway, engine, store };
+    create(&setup, "f", spec()).await;
+    let gate = Gate::new();
+    setup.engine.on_invoke(Handler::echo().gated(&gate));
+    // Nobody tells of a clock that is set.
+    let workers = setup.gateway.start_workers(WorkerConfig::default().with_poll_interval(Duration::from_millis(5)));
+    let workers = workers.unwrap();
+    let receipt = submit(&setup, "f", "x").await.unwrap();
+    called(&setup, 1).await;
+
+    clock.advance(HOUR);
+    let record = ended(&setup, receipt.id).await;
+    assert_eq!((record.state, dead(&setup).await), (InvocationState::Lost, vec![receipt.id]));
+    gate.open();
+    soon(workers.drain()).await;
+    assert_eq!(setup.gateway.execution(&cx(), receipt.id).await.unwrap(), record, "the end stays");
+
+    clock.set(clock.now().minus(2 * HOUR));
+    let receipt = submit(&setup, "f", "y").await.unwrap();
+    let workers = self::workers(&setup);
+    assert_eq!(ended(&setup, receipt.id).await.state, InvocationState::Succeeded);
+    soon(workers.drain()).await;
+    assert_eq!(setup.engine.count(Op::Invoke), 2);
+    let depth = setup.gateway.queue_depth(&cx(), None).await.unwrap();
+    assert_eq!((depth.open, depth.dead), (0, 1));
 }

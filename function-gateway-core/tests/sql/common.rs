@@ -1,6 +1,7 @@
 //! A database for each test, gone after it.
 
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use function_gateway_core::{
     FunctionSpec, Generation, InvocationId, InvocationRecord, InvocationState, InvokeRequest, Principal,
     ProcessWorkload, Revision, RevisionReason, StoredRequest, Submission, TenantId, Timestamp,
 };
+use sqlx::mysql::MySqlConnectOptions;
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, MySqlConnection, PgConnection, Row as _, SqliteConnection};
 
 /// Name servers on which a test may make databases; `cargo xtask test` starts some where they are not set.
@@ -66,6 +69,43 @@ impl Database {
         execute_on(&self.url(), statement).await.unwrap();
     }
 
+    /// Changes rows in one transaction while others change them too, which may end it: then again.
+    pub(crate) async fn change(&self, statements: &str) {
+        let begin = if matches!(self, Self::Sqlite(_)) { "BEGIN IMMEDIATE" } else { "BEGIN" };
+        let transaction = format!("{begin}; {statements}; COMMIT");
+        let mut result = Ok(());
+        for _ in 0..100 {
+            result = execute_on(&self.url(), &transaction).await;
+            if result.is_ok() {
+                return;
+            }
+        }
+        result.unwrap();
+    }
+
+    /// Where its server listens, and the URL of the database by way of another address.
+    pub(crate) fn by_way_of(&self, proxy: std::net::SocketAddr) -> (Listens, String) {
+        let (url, unix) = (self.url(), |path: PathBuf| Listens::Unix(path));
+        let (scheme, rest) = url.split_once("://").unwrap();
+        let user = rest.rsplit_once('@').map(|(user, _)| format!("{user}@")).unwrap_or_default();
+        let (listens, name) = match self {
+            Self::Sqlite(_) => panic!("it has no server"),
+            Self::Postgres { name, .. } => {
+                let options: PgConnectOptions = url.parse().unwrap();
+                let (host, port) = (options.get_host(), options.get_port());
+                let folder = options.get_socket().cloned().or_else(|| host.starts_with('/').then(|| host.into()));
+                let socket = folder.map(|folder| unix(folder.join(format!(".s.PGSQL.{port}"))));
+                (socket.unwrap_or_else(|| Listens::Tcp(format!("{host}:{port}"))), name)
+            }
+            Self::Mysql { name, .. } => {
+                let options: MySqlConnectOptions = url.parse().unwrap();
+                let tcp = || Listens::Tcp(format!("{}:{}", options.get_host(), options.get_port()));
+                (options.get_socket().cloned().map_or_else(tcp, unix), name)
+            }
+        };
+        (listens, format!("{scheme}://{user}{proxy}/{name}"))
+    }
+
     /// Reads a number that the store does not tell.
     pub(crate) async fn number(&self, query: &str) -> i64 {
         let (url, query) = (self.url(), sqlx::AssertSqlSafe(query.to_owned()));
@@ -115,6 +155,13 @@ impl Database {
     fn keep(self) {
         DATABASES.with_borrow_mut(|databases| databases.push(self));
     }
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone)]
+pub(crate) enum Listens {
+    Tcp(String),
+    Unix(PathBuf),
 }
 
 pub(crate) enum Lock {

@@ -47,6 +47,11 @@ mod on_sqlite {
             queue::what_is_counted_is_what_there_is(Database::sqlite()).await;
         }
 
+        #[tokio::test(flavor = "multi_thread")]
+        async fn clocks_that_jump_lose_nothing_and_repeat_nothing() {
+            crate::outlived::clocks::clocks_that_jump(Database::sqlite()).await;
+        }
+
         #[tokio::test]
         async fn a_take_finds_what_is_due_among_many_tenants_that_have_nothing() {
             queue::a_take_finds_what_is_due_among_many_tenants_that_have_nothing(Database::sqlite()).await;
@@ -193,13 +198,31 @@ macro_rules! on_server {
             #[tokio::test(flavor = "multi_thread")]
             #[ignore = $needs]
             async fn gateways_that_are_killed_lose_nothing_and_repeat_nothing() {
-                outlived::gateways_that_are_killed($database.await, 5).await;
+                outlived::killed::gateways_that_are_killed($database.await, 5).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            #[ignore = $needs]
+            async fn a_network_that_is_cut_loses_nothing_and_repeats_nothing() {
+                outlived::network::a_network_that_is_cut($database.await, 5).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            #[ignore = "takes long: cargo xtask soak"]
+            async fn soak_a_network_that_is_cut() {
+                outlived::network::a_network_that_is_cut($database.await, crashes::soak_count()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            #[ignore = $needs]
+            async fn clocks_that_jump_lose_nothing_and_repeat_nothing() {
+                outlived::clocks::clocks_that_jump($database.await).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
             #[ignore = "takes long: cargo xtask soak"]
             async fn soak_gateways_that_are_killed() {
-                outlived::gateways_that_are_killed($database.await, 4 * crashes::soak_count()).await;
+                outlived::killed::gateways_that_are_killed($database.await, 4 * crashes::soak_count()).await;
             }
 
             #[tokio::test]

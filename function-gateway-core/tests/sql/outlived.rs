@@ -1,29 +1,33 @@
-//! Gateways that are killed while they accept and execute invocations.
+//! What holds of invocations that were accepted, whatever happens to the gateways, to their network and to the clocks.
+
+pub(crate) mod clocks;
+pub(crate) mod killed;
+pub(crate) mod network;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use function_gateway_core::store::sql::SqlStore;
 use function_gateway_core::{
-    AsyncPolicy, BoxStream, CallContext, CustomWorkload, DeadLetterFilter, DeployRequest, Deployment, DeploymentStatus,
-    DriverCapabilities, DriverInfo, DriverRef, DriverRequest, EngineInfo, FaasDriver, FunctionExecutor as _,
-    FunctionManager as _, FunctionSpec, Gateway, GatewayConfig, GatewayId, InvocationId, InvocationState,
-    InvokeRequest, InvokeResponse, ListScope, PageRequest, Principal, Protocol, QueueManager as _, RecordFilter,
-    Result, Revision, StatisticsQuery, SubmitOptions, Timestamp, Violation, WorkerConfig,
+    AsyncPolicy, BoxStream, CallContext, Clock, CustomWorkload, DeadLetterFilter, DeployRequest, Deployment,
+    DeploymentStatus, DriverCapabilities, DriverInfo, DriverRef, DriverRequest, EngineInfo, FaasDriver,
+    FunctionExecutor as _, FunctionManager as _, FunctionSpec, Gateway, GatewayConfig, GatewayId, InvocationId,
+    InvocationState, InvokeRequest, InvokeResponse, ListScope, PageRequest, Principal, Protocol, QueueManager as _,
+    RecordFilter, Result, Revision, StatisticsQuery, SubmitOptions, Timestamp, Violation, WorkerConfig,
 };
 use http::StatusCode;
+use tokio_util::sync::CancellationToken;
 
-use crate::common::{Database, open, options, tenant};
+use crate::common::tenant;
 use crate::crashes::seed;
 
-/// How many gateways there are at a time.
-const GATEWAYS: usize = 3;
+/// How long it may take until something happens that has to.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn cx() -> CallContext {
     CallContext::new(Principal::new(tenant(), "ada".parse().unwrap()))
@@ -96,13 +100,14 @@ impl FaasDriver for Counting {
     }
 }
 
-async fn gateway(store: &SqlStore, file: &Path) -> Gateway {
+async fn gateway(store: &SqlStore, file: &Path, clock: Arc<dyn Clock>) -> Gateway {
     let mut config = GatewayConfig::default();
     config.default_total_timeout = Duration::from_millis(500);
     config.queue.lease_margin = Duration::from_millis(500);
     Gateway::builder()
         .config(config)
         .store(Arc::new(store.clone()))
+        .clock(clock)
         .driver("counting".parse().unwrap(), Arc::new(Counting::new(file)))
         .without_reconciler()
         .build()
@@ -110,58 +115,8 @@ async fn gateway(store: &SqlStore, file: &Path) -> Gateway {
         .unwrap()
 }
 
-/// Accepts and executes until it is killed. What was accepted stands in its output, a line each.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "is the gateway that the other tests kill"]
-async fn doomed_gateway() {
-    let (Ok(url), Ok(file)) = (std::env::var("DOOMED_STORE"), std::env::var("DOOMED_FILE")) else { return };
-    // The name of the test stands at the start of the line.
-    println!();
-    let store = SqlStore::connect(&url, options()).await.unwrap();
-    let gateway = gateway(&store, Path::new(&file)).await;
-    let _workers = gateway.start_workers(WorkerConfig::default().with_concurrency(16)).unwrap();
-    let submitting = (0..8).map(|number| tokio::spawn(submit(gateway.clone(), number)));
-    futures_util::future::join_all(submitting).await;
-}
-
-async fn submit(gateway: Gateway, number: usize) {
-    let function = if number.is_multiple_of(2) { "once" } else { "again" }.parse().unwrap();
-    loop {
-        let submitted = gateway.submit(&cx(), &function, InvokeRequest::new("x"), SubmitOptions::default()).await;
-        match submitted {
-            Ok(receipt) => println!("accepted {}", receipt.id),
-            Err(error) => assert!(error.is_transient(), "{error:?}"),
-        }
-    }
-}
-
-fn start(database: &Database, file: &Path, accepted: &Sender<InvocationId>) -> Child {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["outlived::doomed_gateway", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
-        .env("DOOMED_STORE", database.url())
-        .env("DOOMED_FILE", file)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let (output, accepted) = (BufReader::new(child.stdout.take().unwrap()), accepted.clone());
-    std::thread::spawn(move || {
-        // The last line may be cut off.
-        for line in output.lines().map_while(Result::ok) {
-            let id = line.strip_prefix("accepted ").and_then(|id| id.parse().ok());
-            if id.is_some_and(|id| accepted.send(id).is_err()) {
-                return;
-            }
-        }
-    });
-    child
-}
-
-/// Kills one of three gateways again and again. Whatever was accepted has one end, and what must not be repeated is not.
-pub(crate) async fn gateways_that_are_killed(database: Database, times: u64) {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("executed");
-    let store = open(&database, options()).await;
-    let here = gateway(&store, &file).await;
+/// Creates what is invoked: `once`, which must not be repeated, and `again`, which may be.
+async fn create_functions(gateway: &Gateway) {
     for (name, idempotent) in [("once", false), ("again", true)] {
         let run = CustomWorkload::new("counting", serde_json::Value::Null);
         let mut spec = FunctionSpec::new("counting".parse().unwrap(), run);
@@ -170,40 +125,43 @@ pub(crate) async fn gateways_that_are_killed(database: Database, times: u64) {
         (policy.initial_backoff, policy.max_backoff) =
             (Some(Duration::from_millis(10)), Some(Duration::from_millis(50)));
         (spec.idempotent, spec.async_policy) = (idempotent, Some(Box::new(policy)));
-        here.create(&cx(), &name.parse().unwrap(), spec).await.unwrap();
+        gateway.create(&cx(), &name.parse().unwrap(), spec).await.unwrap();
     }
-    let mut random = fastrand::Rng::with_seed(seed());
-    let (sender, receiver) = channel();
-    let mut accepted = BTreeSet::new();
-    let mut children: Vec<_> = (0..GATEWAYS).map(|_| start(&database, &file, &sender)).collect();
-    for _ in 0..times {
-        for _ in 0..random.usize(50..400) {
-            accepted.insert(receiver.recv_timeout(Duration::from_secs(60)).expect("invocations are accepted"));
-        }
-        let child = &mut children[random.usize(0..GATEWAYS)];
-        child.kill().unwrap();
-        child.wait().unwrap();
-        *child = start(&database, &file, &sender);
-    }
-    for mut child in children {
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    drop(sender);
-    accepted.extend(receiver);
+}
 
-    let workers = here.start_workers(WorkerConfig::default().with_poll_interval(Duration::from_millis(50))).unwrap();
+/// Submits one invocation of a function after the other until it is told to stop, and gives what was accepted away.
+async fn submit_until(gateway: Gateway, number: usize, accepted: Sender<InvocationId>, stop: CancellationToken) {
+    let function = if number.is_multiple_of(2) { "once" } else { "again" }.parse().unwrap();
+    while !stop.is_cancelled() {
+        let submitted = gateway.submit(&cx(), &function, InvokeRequest::new("x"), SubmitOptions::default()).await;
+        match submitted {
+            Ok(receipt) => accepted.send(receipt.id).unwrap(),
+            Err(error) => assert!(error.is_transient(), "{error:?}"),
+        }
+    }
+}
+
+/// Waits until so many more are accepted.
+fn accept(accepted: &mut BTreeSet<InvocationId>, receiver: &Receiver<InvocationId>, count: usize) {
+    for _ in 0..count {
+        accepted.insert(receiver.recv_timeout(PATIENCE).expect("invocations are accepted"));
+    }
+}
+
+/// Works off what is in the queue.
+async fn empty(gateway: &Gateway) {
+    let workers = gateway.start_workers(WorkerConfig::default().with_poll_interval(Duration::from_millis(50))).unwrap();
     let emptied = async {
-        while here.queue_depth(&cx(), None).await.unwrap().open > 0 {
+        while gateway.queue_depth(&cx(), None).await.unwrap().open > 0 {
             // sleep: between two looks at what others change.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(120), emptied).await.expect("the queue is worked off");
+    tokio::time::timeout(2 * PATIENCE, emptied).await.expect("the queue is worked off");
     workers.drain().await;
-    check(&here, &accepted, &file).await;
 }
 
+/// What was accepted has one end and a reason for it, and what must not be repeated was executed once at most.
 async fn check(gateway: &Gateway, accepted: &BTreeSet<InvocationId>, file: &Path) {
     let seed = seed();
     let mut ends = BTreeMap::new();
@@ -223,7 +181,7 @@ async fn check(gateway: &Gateway, accepted: &BTreeSet<InvocationId>, file: &Path
     }
     let lost: Vec<_> = accepted.iter().filter(|id| !ends.contains_key(id)).collect();
     assert!(lost.is_empty(), "{} of {} accepted are lost; seed {seed}", lost.len(), accepted.len());
-    let query = StatisticsQuery::new(Timestamp::from_micros(0), Timestamp::now().plus(Duration::from_secs(3600)));
+    let query = StatisticsQuery::new(Timestamp::from_micros(0), Timestamp::now().plus(Duration::from_secs(24 * 3600)));
     let counted = gateway.statistics(&cx(), &query).await.unwrap().count;
     assert_eq!(usize::try_from(counted).unwrap(), ends.len(), "figures count each end once; seed {seed}");
 

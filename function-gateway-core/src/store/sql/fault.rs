@@ -116,7 +116,11 @@ impl Fault {
                 _ => FaultKind::Unreachable,
             },
             sqlx::Error::PoolTimedOut => FaultKind::Exhausted,
-            sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed | sqlx::Error::BeginFailed => FaultKind::Lost,
+            // What comes by a connection that is cut off in the middle is no protocol any more.
+            sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed
+            | sqlx::Error::BeginFailed
+            | sqlx::Error::Protocol(_) => FaultKind::Lost,
             sqlx::Error::Tls(_) => FaultKind::Unreachable,
             sqlx::Error::Encode(_) => FaultKind::Value,
             _ => FaultKind::Other,
@@ -249,7 +253,8 @@ mod tests {
             (io(std::io::ErrorKind::ConnectionRefused), ErrorKind::Store, Retry::Transient),
             (io(std::io::ErrorKind::StorageFull), ErrorKind::Store, Retry::Transient),
             (Fault::TimedOut, ErrorKind::Store, Retry::Transient),
-            (of(sqlx::Error::Protocol("?".into())), ErrorKind::Store, Retry::Never),
+            (of(sqlx::Error::Protocol("?".into())), ErrorKind::Store, Retry::Transient),
+            (of(sqlx::Error::RowNotFound), ErrorKind::Store, Retry::Never),
             (of(sqlx::Error::Encode("?".into())), ErrorKind::InvalidArgument, Retry::Never),
         ] {
             let error = fault.into_error();

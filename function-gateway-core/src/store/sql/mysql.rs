@@ -50,6 +50,7 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Conn
     super::check_parameters(url, &PARAMETERS)?;
     let server: MySqlConnectOptions = url.parse().map_err(|error| super::unreadable_url(&error))?;
     let seconds = options.operation_timeout.as_secs().clamp(1, 86_400);
+    let idle = options.idle_transaction_timeout().as_secs().max(1);
     let pool = MySqlPoolOptions::new()
         .max_connections(options.max_connections.max(2))
         .acquire_timeout(options.acquire_timeout())
@@ -61,6 +62,13 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Conn
                 let bounds =
                     format!("SET SESSION innodb_lock_wait_timeout = {seconds}, SESSION lock_wait_timeout = {seconds}");
                 connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(bounds))).await?;
+                let idle = format!("SET SESSION idle_transaction_timeout = {idle}");
+                match connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(idle))).await {
+                    // MySQL has no such bound.
+                    Err(sqlx::Error::Database(error)) if number(&*error) == Some(UNKNOWN_VARIABLE) => {}
+                    Err(error) => return Err(error),
+                    Ok(_) => {}
+                }
                 // What is locked for a change is what is changed, and not the gaps beside it.
                 connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
                 Ok(())
@@ -91,9 +99,16 @@ fn fault(error: sqlx::Error) -> Fault {
     Fault::new(error, of_database)
 }
 
+fn number(error: &dyn DatabaseError) -> Option<u16> {
+    error.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
+}
+
+/// `ER_UNKNOWN_SYSTEM_VARIABLE`.
+const UNKNOWN_VARIABLE: u16 = 1193;
+
 fn of_database(error: &dyn DatabaseError) -> FaultKind {
     // https://mariadb.com/docs/server/reference/error-codes
-    match error.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number) {
+    match number(error) {
         Some(1205 | 1213 | 1020 | 3572 | 1969 | 3024) => FaultKind::Contended,
         Some(1040 | 1053 | 1203 | 1226 | 1047 | 4031) => FaultKind::Refusing,
         Some(1927 | 1077 | 1079) => FaultKind::Lost,

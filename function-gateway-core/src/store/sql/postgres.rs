@@ -50,6 +50,7 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions, runtime: &Hand
     super::check_parameters(url, &PARAMETERS)?;
     let server: PgConnectOptions = url.parse().map_err(|error| super::unreadable_url(&error))?;
     let millis = options.operation_timeout.as_millis().clamp(1, 86_400_000);
+    let idle = options.idle_transaction_timeout().as_millis();
     let pool = PgPoolOptions::new()
         .max_connections(options.max_connections.max(2))
         .acquire_timeout(options.acquire_timeout())
@@ -58,7 +59,10 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions, runtime: &Hand
         .after_connect(move |connection, _| {
             Box::pin(async move {
                 // What is given up here goes on in the server for no longer.
-                let bounds = format!("SET statement_timeout = {millis}; SET lock_timeout = {millis}");
+                let bounds = format!(
+                    "SET statement_timeout = {millis}; SET lock_timeout = {millis}; \
+                     SET idle_in_transaction_session_timeout = {idle}"
+                );
                 connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(bounds))).await?;
                 // Each statement sees what was committed before it, however the server is set up.
                 connection.execute("SET default_transaction_isolation = 'read committed'").await?;
