@@ -183,17 +183,6 @@ impl Gateway {
             Error::new(ErrorKind::Unsupported, message)
         })
     }
-
-    /// Changes something in a task of the gateway's, so that it is audited whether the caller waits or not.
-    async fn carried_out<T: Send + 'static>(
-        &self,
-        change: impl Future<Output = Result<T>> + Send + 'static,
-    ) -> Result<T> {
-        self.host.lifetime.spawn(change).await.unwrap_or_else(|error| {
-            let message = "the change did not come to its end; read what is there";
-            Err(Error::new(ErrorKind::Internal, message).with_source(error))
-        })
-    }
 }
 
 #[async_trait]
@@ -222,13 +211,16 @@ impl AccessManager for Gateway {
         let principal = principal.unwrap_or_else(|| creator.clone());
         let mut key = ApiKey::new(id, cx.tenant().clone(), principal, hash, (now, creator));
         (key.scopes, key.description, key.expires_at) = (scopes, description, expires_at);
-        let (host, cx, key) = (Arc::clone(host), cx.clone(), Arc::new(key));
-        self.carried_out(async move {
-            keys.add_key(&key).await?;
-            host.audit_key(&cx, Action::CreateKey, id, true).await;
-            Ok(key)
-        })
-        .await
+        let (cx, key) = (cx.clone(), Arc::new(key));
+        let lifetime = &self.host.lifetime;
+        let host = Arc::clone(host);
+        lifetime
+            .carry_out(async move {
+                keys.add_key(&key).await?;
+                host.audit_key(&cx, Action::CreateKey, id, true).await;
+                Ok(key)
+            })
+            .await
     }
 
     async fn api_keys(&self, cx: &CallContext, page: &PageRequest) -> Result<Page<Arc<ApiKey>>> {
@@ -250,13 +242,14 @@ impl AccessManager for Gateway {
         if key.revoked_at.is_some() {
             return Ok(key);
         }
-        let cx = cx.clone();
-        self.carried_out(async move {
-            let revoked = keys.revoke_key(cx.tenant(), id, host.clock.now()).await?;
-            host.audit_key(&cx, Action::RevokeKey, id, true).await;
-            Ok(revoked)
-        })
-        .await
+        let (cx, lifetime) = (cx.clone(), &self.host.lifetime);
+        lifetime
+            .carry_out(async move {
+                let revoked = keys.revoke_key(cx.tenant(), id, host.clock.now()).await?;
+                host.audit_key(&cx, Action::RevokeKey, id, true).await;
+                Ok(revoked)
+            })
+            .await
     }
 
     async fn audit_events(

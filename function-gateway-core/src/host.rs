@@ -75,6 +75,17 @@ impl Lifetime {
         self.tasks.spawn_on(work, &self.handle)
     }
 
+    /// Changes something in a task of its own, so that it comes to its end, and is audited, whether its caller waits or not.
+    pub(crate) async fn carry_out<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        self.spawn(change).await.unwrap_or_else(|error| {
+            let message = "the change did not come to its end; read what is there";
+            Err(Error::new(ErrorKind::Internal, message).with_source(error))
+        })
+    }
+
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.closing.is_cancelled() {
             return Err(Error::new(ErrorKind::ShuttingDown, "the gateway is shutting down"));

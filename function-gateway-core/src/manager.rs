@@ -291,14 +291,11 @@ impl Gateway {
             .await?;
         match changed {
             (function, false) => Ok(function),
-            (function, true) => {
-                host.audit_change(cx, Action::Update, name, Some(function.generation)).await;
-                self.settle(cx, function).await
-            }
+            (function, true) => self.settle(cx, function).await,
         }
     }
 
-    /// Reads, changes and writes, again where somebody else wrote in between and the caller made no condition. Says
+    /// Reads, changes, writes and audits, again where somebody else wrote in between and the caller made no condition. Says
     /// whether anything was written.
     async fn compare_and_set(
         &self,
@@ -318,11 +315,16 @@ impl Gateway {
                 return Err(Error::new(ErrorKind::Conflict, message).with_context("function", name.as_str()));
             }
             let Some((next, revision)) = change(&function)? else { return Ok((function, false)) };
-            match self.host.functions.update(&next, function.version, revision.as_ref()).await {
-                Ok(written) => {
-                    self.host.routes.invalidate(&written.key);
-                    return Ok((written, true));
-                }
+            let (host, cx) = (Arc::clone(&self.host), cx.clone());
+            let write = async move {
+                let written = host.functions.update(&next, function.version, revision.as_ref()).await?;
+                host.routes.invalidate(&written.key);
+                let generation = (action != Action::Delete).then_some(written.generation);
+                host.audit_change(&cx, action, &written.key.name, generation).await;
+                Ok(written)
+            };
+            match self.host.lifetime.carry_out(write).await {
+                Ok(written) => return Ok((written, true)),
                 Err(error) if error.kind() == ErrorKind::Conflict && tries < TRIES => tries += 1,
                 Err(error) => return Err(error),
             }
@@ -404,11 +406,16 @@ impl FunctionManager for Gateway {
         let created = (host.clock.now(), cx.principal().id.clone());
         let revision = Revision::new(key, id, generation, spec, created, RevisionReason::Created);
         let target = host.drivers.require(&revision.spec.driver)?.reference(&host.gateway_id, &revision);
-        let function = Function::new(&revision, target);
-        host.functions.create(&function, &revision).await?;
-        host.routes.invalidate(&function.key);
-        host.audit_change(cx, Action::Create, name, Some(generation)).await;
-        self.settle(cx, Arc::new(function)).await
+        let function = Arc::new(Function::new(&revision, target));
+        let (host, cx_of_task, created) = (Arc::clone(host), cx.clone(), Arc::clone(&function));
+        let create = async move {
+            host.functions.create(&created, &revision).await?;
+            host.routes.invalidate(&created.key);
+            host.audit_change(&cx_of_task, Action::Create, &created.key.name, Some(generation)).await;
+            Ok(())
+        };
+        self.host.lifetime.carry_out(create).await?;
+        self.settle(cx, function).await
     }
 
     async fn get(&self, cx: &CallContext, name: &FunctionName) -> Result<Arc<Function>> {
@@ -454,7 +461,7 @@ impl FunctionManager for Gateway {
     ) -> Result<Option<Arc<Function>>> {
         let host = &self.host;
         host.lifetime.check_open()?;
-        let (function, written) = self
+        let (function, _) = self
             .compare_and_set(cx, name, Action::Delete, condition, |function| {
                 if function.status.phase == Phase::Deleting {
                     return Ok(None);
@@ -468,9 +475,6 @@ impl FunctionManager for Gateway {
                 Ok(Some((next, None)))
             })
             .await?;
-        if written {
-            host.audit_change(cx, Action::Delete, name, None).await;
-        }
         self.drive(cx, &function).await?;
         let left = host.functions.get(&function.key).await?;
         Ok(left.filter(|left| left.id == function.id))

@@ -134,6 +134,9 @@ pub trait QueueManager: std::fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Conflict`] where it is not dead.
+    ///
+    /// # Cancel safety
+    /// Where the future is dropped, it is done or not done.
     async fn purge(&self, cx: &CallContext, id: InvocationId) -> Result<()>;
 
     /// How much there is in the queue of a function, or of all functions of the tenant.
@@ -164,11 +167,14 @@ impl QueueManager for Gateway {
     }
 
     async fn purge(&self, cx: &CallContext, id: InvocationId) -> Result<()> {
-        let queue = self.host.queue()?;
         let dead = self.host.queued(cx, id, Action::Purge).await?;
-        queue.purge(cx.tenant(), id).await?;
-        self.host.audit_change(cx, Action::Purge, &dead.submission.key.name, None).await;
-        Ok(())
+        let (host, cx) = (Arc::clone(&self.host), cx.clone());
+        let purge = async move {
+            host.queue()?.purge(cx.tenant(), id).await?;
+            host.audit_change(&cx, Action::Purge, &dead.submission.key.name, None).await;
+            Ok(())
+        };
+        self.host.lifetime.carry_out(purge).await
     }
 
     async fn queue_depth(&self, cx: &CallContext, function: Option<&FunctionName>) -> Result<QueueDepth> {
@@ -416,22 +422,25 @@ impl Host {
     }
 
     pub(crate) async fn cancel(self: &Arc<Self>, cx: &CallContext, id: InvocationId) -> Result<()> {
-        let queue = self.queue()?;
         let found = self.queued(cx, id, Action::Cancel).await?;
-        match queue.cancel(cx.tenant(), id, self.config.queue.lease_margin).await? {
-            Cancelling::Taken(taken) => {
-                let message = "the invocation was cancelled before it was executed";
-                let error = Error::new(ErrorKind::Cancelled, message).with_delivery(Delivery::NotSent);
-                self.settle_unsent(&taken, &error, Claim::Cancelled).await?;
+        let (host, cx) = (Arc::clone(self), cx.clone());
+        let cancel = async move {
+            match host.queue()?.cancel(cx.tenant(), id, host.config.queue.lease_margin).await? {
+                Cancelling::Taken(taken) => {
+                    let message = "the invocation was cancelled before it was executed";
+                    let error = Error::new(ErrorKind::Cancelled, message).with_delivery(Delivery::NotSent);
+                    host.settle_unsent(&taken, &error, Claim::Cancelled).await?;
+                }
+                Cancelling::Requested => host.cancellations.cancel(id),
+                Cancelling::Ended => {
+                    let message = "the invocation has ended already";
+                    return Err(Error::new(ErrorKind::Conflict, message).with_retry(Retry::Never));
+                }
             }
-            Cancelling::Requested => self.cancellations.cancel(id),
-            Cancelling::Ended => {
-                let message = "the invocation has ended already";
-                return Err(Error::new(ErrorKind::Conflict, message).with_retry(Retry::Never));
-            }
-        }
-        self.audit_change(cx, Action::Cancel, &found.submission.key.name, None).await;
-        Ok(())
+            host.audit_change(&cx, Action::Cancel, &found.submission.key.name, None).await;
+            Ok(())
+        };
+        self.lifetime.carry_out(cancel).await
     }
 
     /// Waits for the end of an invocation, wherever it is executed.
@@ -474,8 +483,7 @@ impl Host {
         replayed(&found)
     }
 
-    async fn redrive(&self, cx: &CallContext, id: InvocationId) -> Result<Receipt> {
-        let queue = self.queue()?;
+    async fn redrive(self: &Arc<Self>, cx: &CallContext, id: InvocationId) -> Result<Receipt> {
         let dead = self.queued(cx, id, Action::Redrive).await?;
         if dead.state != QueueState::Dead {
             return Err(not_dead(id));
@@ -506,9 +514,13 @@ impl Host {
         };
         let receipt = Receipt { id: submission.id, is_repeated: false };
         let acceptance = Acceptance::new(Arc::new(submission), record).with_limits(self.queue_limits());
-        queue.redrive(cx.tenant(), id, acceptance, self.config.queue.keep_for).await?;
-        self.audit_change(cx, Action::Redrive, &old.key.name, None).await;
-        Ok(receipt)
+        let (host, cx) = (Arc::clone(self), cx.clone());
+        let redrive = async move {
+            host.queue()?.redrive(cx.tenant(), id, acceptance, host.config.queue.keep_for).await?;
+            host.audit_change(&cx, Action::Redrive, &dead.submission.key.name, None).await;
+            Ok(receipt)
+        };
+        self.lifetime.carry_out(redrive).await
     }
 
     /// Ends or puts off what was taken and not sent.

@@ -27,7 +27,8 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     pub(crate) workers: Workers,
     pub(crate) queue: Queue,
-    pub(crate) callbacks: Callbacks,
+    /// As the crate that sends them takes them.
+    pub(crate) callbacks: toml::Table,
     pub(crate) records: Records,
     #[serde(default)]
     pub(crate) retention: Retention,
@@ -133,14 +134,6 @@ pub(crate) struct Queue {
     pub(crate) max_delay_days: u32,
     pub(crate) max_chain: u32,
     pub(crate) lease_margin_ms: u64,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Callbacks {
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) allow_networks: Vec<String>,
-    pub(crate) allow_http: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Authentication, Callbacks, Config, Driver, DriverKind, Mode, Workers};
+use crate::config::{Authentication, Config, Driver, DriverKind, Mode, Workers};
 use crate::exit::{Exit, Failure, Result};
 use crate::output::Progress;
 use crate::samples::{self, Registered};
@@ -96,10 +96,10 @@ async fn gateway(config: &Config, store: SqlStore) -> Result<Gateway> {
     Ok(gateway.build().await?)
 }
 
-fn callbacks(config: &Callbacks) -> Result<HttpCallbacks> {
-    let allowed = CallbackConfig::new().allow_networks(&config.allow_networks);
-    let allowed = if config.allow_http { allowed.allow_http() } else { allowed };
-    HttpCallbacks::new(allowed).map_err(|error| {
+fn callbacks(settings: &toml::Table) -> Result<HttpCallbacks> {
+    let config = CallbackConfig::deserialize(settings.clone())
+        .map_err(|error| Failure::usage(format!("`callbacks`: {}", error.message())))?;
+    HttpCallbacks::new(config).map_err(|error| {
         let failure = Failure::from(error);
         Failure { message: format!("`callbacks`: {}", failure.message), ..failure }
     })

@@ -27,11 +27,13 @@ enum Kind {
     Switch,
     /// Texts with commas between them.
     List,
+    /// Numbers with commas between them.
+    Numbers,
     /// A text that stands in the file alone.
     Secret,
 }
 
-use Kind::{List, Number, Secret, Switch, Text, Url};
+use Kind::{List, Number, Numbers, Secret, Switch, Text, Url};
 
 /// A name, in which `*` stands for one that the user gives; how it is written; its default; what it means.
 type Setting = (&'static str, Kind, Option<&'static str>, &'static str);
@@ -79,6 +81,10 @@ const SETTINGS: &[Setting] = &[
     ("queue.lease_margin_ms", Number, Some("15000"), "How much later than a call may end a dead gateway's is taken"),
     ("callbacks.allow_networks", List, None, "Networks of which callbacks reach private addresses, such as 10.7.0.0/16"),
     ("callbacks.allow_http", Switch, Some("false"), "Whether callbacks are sent without TLS too"),
+    ("callbacks.allow_ports", Numbers, None, "The ports that callbacks reach; all unless set"),
+    ("callbacks.ca_pem", Text, None, "Certificates, in PEM, of authorities that are trusted beside those of the system"),
+    ("callbacks.timeout_ms", Number, Some("15000"), "Time of a callback"),
+    ("callbacks.connect_timeout_ms", Number, Some("5000"), "Time to find its address and open a connection"),
     ("records.mode", Text, Some("buffered"), "How surely executions are recorded: off, buffered or durable"),
     ("records.payloads", Text, Some("never"), "Whether payloads are kept: never, on_failure or always"),
     ("records.max_payload_bytes", Number, Some("16384"), "How much is kept of a payload and of a result"),
@@ -279,6 +285,7 @@ pub(crate) fn all<T: DeserializeOwned>() -> T {
             Number => Value::from(1),
             Switch => Value::from(true),
             List => Value::from(vec!["x"]),
+            Numbers => Value::from(vec![1]),
             Text if key.ends_with(".kind") => Value::from("local-process"),
             Text | Url | Secret => Value::from("x"),
         };
@@ -310,6 +317,11 @@ impl Sources {
         let source = whole.into_iter().find_map(|part| by_key.get(part)).map_or("the defaults", String::as_str);
         Failure::usage(format!("{source}: `{key}`: {reason}"))
     }
+}
+
+/// What stands between commas.
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 
 /// What is set so far.
@@ -352,9 +364,10 @@ impl Layers {
             Text | Url => Value::String(text.to_owned()),
             Number => Value::Integer(text.parse().map_err(|_| wrong("a whole number"))?),
             Switch => Value::Boolean(text.parse().map_err(|_| wrong("true or false"))?),
-            List => {
-                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-                Value::Array(items.map(|item| Value::String(item.to_owned())).collect())
+            List => Value::Array(items(text).map(Value::from).collect()),
+            Numbers => {
+                let numbers = items(text).map(|item| item.parse::<i64>().map(Value::Integer)).collect::<Result<_, _>>();
+                Value::Array(numbers.map_err(|_| wrong("whole numbers with commas between them"))?)
             }
             Secret => return Err(Failure::usage(format!("{source}: `{key}`: a secret stands in the file alone"))),
         };

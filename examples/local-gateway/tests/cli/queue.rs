@@ -220,11 +220,24 @@ fn an_address_is_told_of_the_end_where_that_is_allowed() {
     let body = String::from_utf8(body).unwrap();
     assert!(body.contains("invocation.succeeded") && body.contains(&id), "{body}");
 
-    let wrong = program(&["--set", "callbacks.allow_networks=here", "--data", folder.path().to_str().unwrap()])
-        .args(["--listen", "127.0.0.1:0"])
-        .output();
-    let wrong = Ran::from(wrong.unwrap()).ends_with(2);
-    assert!(wrong.err.contains("`callbacks`: allow_networks: "), "{wrong:#?}");
+    let elsewhere = [&["--no-samples", "--set", "callbacks.allow_ports=443,8443"][..], &allowed].concat();
+    let gateway = Gateway::start(&folder.path().join("elsewhere"), &elsewhere);
+    let refused = gateway.client(&create).ends_with(3);
+    assert!(refused.err.contains("\n  /spec/async/on_success/callback/url: "), "{refused:#?}");
+
+    for (setting, says) in [
+        ("allow_networks=here", "`callbacks`: allow_networks: "),
+        ("allow_ports=https", "`callbacks.allow_ports`: \"https\" is not whole numbers"),
+        ("allow_ports=65536", "`callbacks`: invalid value: integer `65536`"),
+        ("timeout_ms=0", "`callbacks`: timeout_ms: must be at least 1"),
+    ] {
+        let setting = format!("callbacks.{setting}");
+        let wrong = program(&["--set", &setting, "--data", folder.path().to_str().unwrap()])
+            .args(["--listen", "127.0.0.1:0"])
+            .output();
+        let wrong = Ran::from(wrong.unwrap()).ends_with(2);
+        assert!(wrong.err.contains(says), "{wrong:#?}");
+    }
 }
 
 #[test]
