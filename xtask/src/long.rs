@@ -4,11 +4,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::servers::Servers;
 use crate::workspace::{Workspace, output, run};
-use crate::{Result, instructions};
+use crate::{Result, files, instructions};
 
 pub(crate) const SOAK_SUMMARY: &str = "Run the tests with long counts, optimised";
 pub(crate) const SOAK_HELP: &str = "\
-Runs every ignored test with `soak` in its name. The tests read two variables:
+Runs every ignored test whose name begins with `soak_`. The tests read two variables:
 
   FUNCTION_GATEWAY_SOAK    how many times the usual count (--times N; 10 unless given)
   FUNCTION_GATEWAY_SEED    the seed of what is random (--seed N; from the clock unless given)
@@ -22,23 +22,43 @@ in docs/performance.md.
 
   --instructions    count instructions instead, by valgrind, and compare with benches/instructions.txt";
 
-const SOAK: [&str; 5] = ["test", "--workspace", "--all-features", "--release", "--"];
+/// The start of the names of these tests.
+const SOAK: &str = "soak_";
 
 pub(crate) fn soak(workspace: &Workspace, args: &[String]) -> Result<()> {
-    let SoakOptions { seed, times } = soak_options(args)?;
+    let SoakOptions { seed, times } = options_of(args)?;
     let seed = seed.unwrap_or_else(clock_seed);
-    let list = output(workspace.cargo(SOAK).args(["--ignored", "soak", "--list"]))?;
+    let packages = packages(workspace)?;
+    let tests = || {
+        let mut command = workspace.cargo(["test", "--release", "--all-features", "--tests"]);
+        command.args(packages.iter().flat_map(|package| ["--package", package])).args(["--", "--ignored", SOAK]);
+        command
+    };
+    let list = output(tests().arg("--list"))?;
     let count = list.lines().filter(|line| line.ends_with(": test")).count();
     if count == 0 {
-        return Err("there is no ignored test with `soak` in its name".to_owned());
+        return Err(format!("there is no ignored test whose name begins with `{SOAK}`"));
     }
     println!("{count} tests, seed {seed}, {times} times the usual count");
     let servers = Servers::start()?;
-    let mut command = workspace.cargo(SOAK);
-    command.args(["--ignored", "soak", "--nocapture"]);
+    let mut command = tests();
+    command.arg("--nocapture");
     command.env("FUNCTION_GATEWAY_SOAK", times.to_string()).env("FUNCTION_GATEWAY_SEED", seed.to_string());
     run(command.envs(servers.variables()))
         .map_err(|problem| format!("{problem}; repeat with `cargo xtask soak --seed {seed} --times {times}`"))
+}
+
+/// The packages that have such tests: building the tests of all, optimised, takes longer than to run these.
+fn packages(workspace: &Workspace) -> Result<Vec<&str>> {
+    let mut packages = Vec::new();
+    for package in workspace.members() {
+        let files = files::read_all(&workspace.root, package.folder())?;
+        let name = format!("fn {SOAK}");
+        if files.iter().any(|file| file.has_extension("rs") && file.text.contains(&name)) {
+            packages.push(package.name.as_str());
+        }
+    }
+    Ok(packages)
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -47,7 +67,7 @@ struct SoakOptions {
     times: u64,
 }
 
-fn soak_options(args: &[String]) -> Result<SoakOptions> {
+fn options_of(args: &[String]) -> Result<SoakOptions> {
     let mut options = SoakOptions { seed: None, times: 10 };
     let mut args = args.iter();
     while let Some(flag) = args.next() {
@@ -82,7 +102,7 @@ mod tests {
     use super::*;
 
     fn parse(args: &[&str]) -> Result<SoakOptions> {
-        soak_options(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>())
+        options_of(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>())
     }
 
     #[test]
