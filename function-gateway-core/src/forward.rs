@@ -1,7 +1,10 @@
 //! For authors of drivers whose engine is reached by HTTP: what passing a call on has in common, whichever client does it.
 //!
-//! None of it knows an engine or a client. A driver turns its client's answers into [`Chunks`] and its client's failures into
-//! [`Broken`]; what it makes of statuses and headers is its own.
+//! None of it knows an engine or, but for the feature `http-client`, a client. A driver with one of its own turns its answers into
+//! [`Chunks`] and its failures into [`Broken`]; what it makes of statuses and headers is its own.
+
+#[cfg(feature = "http-client")]
+mod client;
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -16,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+#[cfg(feature = "http-client")]
+pub use self::client::{HttpAnswer, HttpClient, HttpClientOptions, HttpVersion};
 use crate::{
     Body, ByteStream, CallContext, Delivery, DriverRequest, Error, ErrorKind, Result, Retry, for_one_hop,
     set_call_headers,

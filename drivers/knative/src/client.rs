@@ -104,7 +104,7 @@ impl Manage {
         let invalid = || Error::new(ErrorKind::Internal, "a request to the API server can't be written");
         let mut target = self.path.clone();
         if !self.query.is_empty() {
-            let mut url = reqwest::Url::parse("http://localhost").map_err(|_| invalid())?;
+            let mut url = url::Url::parse("http://localhost").map_err(|_| invalid())?;
             url.query_pairs_mut().extend_pairs(&self.query);
             target = format!("{target}?{}", url.query().unwrap_or_default());
         }

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use function_gateway_core::forward::HttpVersion;
 use function_gateway_core::naming::is_dns_label;
 use function_gateway_core::{Error, ErrorKind, Result, SecretRef, TenantId};
 use serde::Deserialize;
+use url::Url;
 
 use crate::names::MAX_PREFIX;
 
@@ -81,20 +83,6 @@ pub enum KnativeRouting {
     },
     /// By the address that Knative reports for callers inside the cluster.
     ClusterLocal,
-}
-
-/// Which version of HTTP calls of functions are sent by.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum HttpVersion {
-    /// HTTP/2 where the other side offers it over TLS, else HTTP/1.1.
-    #[default]
-    Offered,
-    /// HTTP/1.1 only.
-    Http1,
-    /// HTTP/2 without asking, also without TLS (h2c).
-    Http2,
 }
 
 /// What a host chooses about the driver. Everything has a default; a key that is not known is refused.
@@ -358,8 +346,8 @@ impl KnativeConfig {
 }
 
 /// An address without a path, or what is wrong with it.
-pub(crate) fn origin(url: &str) -> Result<reqwest::Url, &'static str> {
-    let url = reqwest::Url::parse(url).map_err(|_| "is no absolute URL")?;
+pub(crate) fn origin(url: &str) -> Result<Url, &'static str> {
+    let url = Url::parse(url).map_err(|_| "is no absolute URL")?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
         return Err("needs the scheme http or https, and a host");
     }

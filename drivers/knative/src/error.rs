@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use function_gateway_core::forward::{Broken, Fault, one_line, retry_after};
+use function_gateway_core::forward::{Fault, one_line, retry_after};
 use function_gateway_core::{Delivery, Error, ErrorKind, Retry};
 use http::{HeaderMap, StatusCode, header};
 
@@ -174,22 +174,6 @@ const TEXTS: &[Text] = &[
 pub(crate) fn of_text(status: u16, text: &str) -> Meaning {
     let row = TEXTS.iter().find(|row| row.status == status && (row.applies)(text));
     row.map_or(Meaning::Answer, |row| row.meaning)
-}
-
-/// The error for a call that got no answer.
-pub(crate) fn of_transport(error: reqwest::Error) -> Error {
-    let broken = match () {
-        () if error.is_builder() => Broken::NotWritten,
-        () if error.is_connect() => Broken::NotConnected,
-        () if error.is_timeout() => Broken::TimedOut,
-        () => Broken::Midway,
-    };
-    broken.error(error.without_url())
-}
-
-/// The error for an answer of a function that broke off.
-pub(crate) fn of_answer(error: reqwest::Error) -> Error {
-    Error::new(FunctionBroken, "the function's answer broke off").with_source(error.without_url())
 }
 
 // Management

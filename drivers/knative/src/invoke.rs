@@ -1,24 +1,22 @@
 //! Calls of functions: by which address, what is sent, and what is made of the answer.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use function_gateway_core::forward::{
-    Chunks, Fault, Payload, PayloadError, RunningCall, check_repeats, collected, one_line, streamed, until_stopped,
-    wire_headers, wire_path,
+    Broken, Chunks, Fault, HttpAnswer, HttpClient, HttpClientOptions, Payload, PayloadError, RunningCall,
+    check_repeats, collected, one_line, streamed, until_stopped, wire_headers, wire_path,
 };
 use function_gateway_core::{
     Body, CallContext, Delivery, DriverRequest, Error, ErrorKind, InvokeResponse, Result, for_one_hop,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use reqwest::dns::{Name, Resolve, Resolving};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header};
 use tokio::time::Instant;
+use url::Url;
 
 use crate::api::{Service, Traffic, label};
-use crate::config::{HttpVersion, KnativeConfig, KnativeRouting, origin};
-use crate::error::{self, Meaning, Signs, engine_timeout, not_deployed, not_ready, of_answer, of_transport};
+use crate::config::{KnativeConfig, KnativeRouting, origin};
+use crate::error::{self, Meaning, Signs, engine_timeout, not_deployed, not_ready};
 use crate::mapping;
 use crate::names::Target;
 use crate::settings;
@@ -33,7 +31,9 @@ const OF_THE_ENGINE: [HeaderName; 2] =
 /// By which address a generation is called.
 #[derive(Debug, Clone)]
 pub(crate) struct Route {
-    url: reqwest::Url,
+    url: Url,
+    /// The same, as it is sent.
+    uri: Uri,
     /// By the ingress for names inside the cluster.
     is_local: bool,
 }
@@ -47,7 +47,7 @@ pub(crate) struct Addresses {
 #[derive(Debug)]
 enum Routing {
     Reported,
-    Ingress { outside: reqwest::Url, local: reqwest::Url },
+    Ingress { outside: Url, local: Url },
     ClusterLocal,
 }
 
@@ -66,7 +66,7 @@ impl Addresses {
 
     /// The address of a name that the route tells.
     pub(crate) fn route(&self, service: &Service, part: &Traffic) -> Option<Route> {
-        let mut url = reqwest::Url::parse(part.url.as_deref()?).ok()?;
+        let mut url = Url::parse(part.url.as_deref()?).ok()?;
         let visibility = service.metadata.labels.get(label::VISIBILITY);
         let is_local = visibility.is_some_and(|visibility| visibility == label::CLUSTER_LOCAL);
         match &self.routing {
@@ -79,45 +79,29 @@ impl Addresses {
             Routing::ClusterLocal if is_local => {}
             Routing::ClusterLocal => {
                 let address = service.status.address.as_ref()?.url.as_deref()?;
-                let mut inside = reqwest::Url::parse(address).ok()?;
+                let mut inside = Url::parse(address).ok()?;
                 let host = format!("{}-{}", part.tag.as_deref()?, inside.host_str()?);
                 inside.set_host(Some(&host)).ok()?;
                 url = inside;
             }
         }
-        Some(Route { url, is_local })
-    }
-}
-
-/// Leads every name to one ingress: names of functions need not resolve where the host is.
-struct ToIngress {
-    host: Arc<str>,
-    port: u16,
-}
-
-impl Resolve for ToIngress {
-    fn resolve(&self, _: Name) -> Resolving {
-        let (host, port) = (Arc::clone(&self.host), self.port);
-        Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((&*host, port)).await?.collect();
-            Ok(Box::new(found.into_iter()) as _)
-        })
+        Some(Route { uri: url.as_str().parse().ok()?, url, is_local })
     }
 }
 
 /// The HTTP clients that functions are called by.
 pub(crate) struct Callers {
-    outside: reqwest::Client,
-    local: reqwest::Client,
+    outside: HttpClient,
+    local: HttpClient,
 }
 
 impl Callers {
     pub(crate) fn new(config: &KnativeConfig, addresses: &Addresses) -> Result<Self> {
         match &addresses.routing {
             Routing::Ingress { outside, local } => {
-                let to = |url: &reqwest::Url| {
+                let to = |url: &Url| {
                     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-                    Arc::new(ToIngress { host: host.into(), port: url.port_or_known_default().unwrap_or(80) })
+                    (host.to_owned(), url.port_or_known_default().unwrap_or(80))
                 };
                 Ok(Self { outside: build(config, Some(to(outside)))?, local: build(config, Some(to(local)))? })
             }
@@ -128,38 +112,21 @@ impl Callers {
         }
     }
 
-    fn by(&self, route: &Route) -> &reqwest::Client {
+    fn by(&self, route: &Route) -> &HttpClient {
         if route.is_local { &self.local } else { &self.outside }
     }
 }
 
-fn build(config: &KnativeConfig, ingress: Option<Arc<ToIngress>>) -> Result<reqwest::Client> {
-    let refuse = |what: &str| Error::new(ErrorKind::InvalidArgument, what.to_owned());
-    let mut builder = reqwest::Client::builder()
-        // What a function redirects to is its caller's to follow.
-        .redirect(reqwest::redirect::Policy::none())
-        // Whether to send again is decided by who knows whether the function may run twice.
-        .retry(reqwest::retry::never())
-        // The environment is not this library's to read.
-        .no_proxy()
-        .connect_timeout(config.connect_timeout)
-        .pool_max_idle_per_host(config.max_idle_connections)
-        .pool_idle_timeout(config.idle_connection_timeout)
-        .tcp_nodelay(true);
-    builder = match config.http_version {
-        HttpVersion::Offered => builder,
-        HttpVersion::Http1 => builder.http1_only(),
-        HttpVersion::Http2 => builder.http2_prior_knowledge(),
-    };
-    if let Some(ingress) = ingress {
-        builder = builder.dns_resolver(ingress);
-    }
-    if let Some(pem) = &config.ca_pem {
-        let certificates = reqwest::Certificate::from_pem_bundle(pem.as_bytes()).ok();
-        let certificates = certificates.filter(|certificates| !certificates.is_empty());
-        builder = builder.tls_certs_only(certificates.ok_or_else(|| refuse("ca_pem: holds no certificate in PEM"))?);
-    }
-    builder.build().map_err(|error| refuse("the client for functions can't be set up").with_source(error))
+/// `ingress` is where every name leads: those of functions need not resolve where the host is.
+fn build(config: &KnativeConfig, ingress: Option<(String, u16)>) -> Result<HttpClient> {
+    let mut options = HttpClientOptions::default();
+    options.connect_timeout = config.connect_timeout;
+    options.max_idle_connections = config.max_idle_connections;
+    options.idle_connection_timeout = config.idle_connection_timeout;
+    options.http_version = config.http_version;
+    options.ca_pem.clone_from(&config.ca_pem);
+    options.leads_to = ingress;
+    HttpClient::new(&options)
 }
 
 // Calls
@@ -174,7 +141,7 @@ pub(crate) struct Caller<'a> {
 
 /// A call as it is sent. It is put together before anything waits, so that the future of a call is small.
 struct Call {
-    sent: reqwest::Request,
+    sent: Request<Payload>,
     /// Where the payload's own error is found; only a stream has one.
     broke: Option<PayloadError>,
     streaming: bool,
@@ -235,13 +202,10 @@ impl Call {
             _ => Some(Instant::now() + longest - MARGIN.min(longest / 2)),
         };
         let streaming = spec.streaming;
-        let mut sent = reqwest::Request::new(request.method, url);
+        let (payload, broke) = Payload::of(request.body);
+        let mut sent = Request::new(payload);
+        (*sent.method_mut(), *sent.uri_mut()) = (request.method, url);
         *sent.headers_mut() = wire_headers(cx, request.headers);
-        let (body, broke) = match Payload::of(request.body) {
-            (Payload::Bytes(bytes), broke) => ((!bytes.is_empty()).then(|| bytes.into()), broke),
-            (Payload::Stream(stream), broke) => (Some(reqwest::Body::wrap_stream(stream)), broke),
-        };
-        *sent.body_mut() = body;
         Ok(Self { sent, broke, streaming, limit: request.max_response_bytes, until })
     }
 }
@@ -260,9 +224,12 @@ fn check_method(request: &DriverRequest) -> Result<()> {
 }
 
 /// The address of a call.
-fn url(route: &Route, request: &DriverRequest) -> Result<reqwest::Url> {
+fn url(route: &Route, request: &DriverRequest) -> Result<Uri> {
     let query = request.query.as_deref();
     let path = wire_path(&request.path, query)?;
+    if path.is_empty() && query.is_none() {
+        return Ok(route.uri.clone());
+    }
     let mut url = route.url.clone();
     if !path.is_empty() {
         url.set_path(&path);
@@ -270,26 +237,26 @@ fn url(route: &Route, request: &DriverRequest) -> Result<reqwest::Url> {
     if query.is_some() {
         url.set_query(query);
     }
-    Ok(url)
+    url.as_str().parse().map_err(|error: http::uri::InvalidUri| Broken::NotWritten.error(error))
 }
 
 async fn execute(
     caller: &Caller<'_>,
-    client: &reqwest::Client,
+    client: &HttpClient,
     target: &Target<'_>,
     call: Call,
     running: RunningCall,
 ) -> Result<InvokeResponse> {
     let Call { sent, broke, streaming, limit, until } = call;
     let is_head = *sent.method() == Method::HEAD;
-    let mut response = match client.execute(sent).await {
-        Ok(response) => response,
-        Err(error) => return Err(broke.and_then(|broke| broke.take()).unwrap_or_else(|| of_transport(error))),
+    let mut answer = match client.send(sent).await {
+        Ok(answer) => answer,
+        Err(error) => return Err(broke.and_then(|broke| broke.take()).unwrap_or(error)),
     };
-    let (status, declared) = (response.status(), response.content_length());
-    let mut headers = std::mem::take(response.headers_mut());
+    let (status, declared) = (answer.status, answer.declared());
+    let mut headers = std::mem::take(&mut answer.headers);
     let signs = Signs::of(status, &headers, declared, is_head);
-    let mut parts = Parts { read: None, response, until };
+    let mut parts = Parts { read: None, answer, until };
     match error::of_call(&signs) {
         Meaning::Answer => {}
         // Boxed, as these are rare and would make the future of every call larger.
@@ -311,9 +278,9 @@ async fn execute(
         true => streamed(parts, declared, limit, running),
         false => Body::from(collected(parts, limit).await?),
     };
-    let mut answer = InvokeResponse::new(status, body);
-    answer.headers = headers;
-    Ok(answer)
+    let mut response = InvokeResponse::new(status, body);
+    response.headers = headers;
+    Ok(response)
 }
 
 /// What the ingress puts in place of what the function says of its server.
@@ -333,7 +300,7 @@ async fn missing(caller: &Caller<'_>, target: &Target<'_>) -> Error {
 struct Parts {
     /// What was read of it already.
     read: Option<Bytes>,
-    response: reqwest::Response,
+    answer: HttpAnswer,
     until: Option<Instant>,
 }
 
@@ -343,11 +310,10 @@ impl Chunks for Parts {
             return Ok(Some(read));
         }
         match self.until {
-            None => self.response.chunk().await.map_err(of_answer),
-            Some(until) => match tokio::time::timeout_at(until, self.response.chunk()).await {
-                Ok(chunk) => chunk.map_err(of_answer),
-                Err(_) => Err(engine_timeout()),
-            },
+            None => self.answer.chunk().await,
+            Some(until) => {
+                tokio::time::timeout_at(until, self.answer.chunk()).await.unwrap_or_else(|_| Err(engine_timeout()))
+            }
         }
     }
 }

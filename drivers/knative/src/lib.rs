@@ -36,8 +36,9 @@ mod settings;
 mod state;
 mod watch;
 
-pub use config::{HttpVersion, KnativeAccess, KnativeConfig, KnativeNamespaces, KnativeRouting};
+pub use config::{KnativeAccess, KnativeConfig, KnativeNamespaces, KnativeRouting};
 pub use driver::Knative;
+pub use function_gateway_core::forward::HttpVersion;
 
 /// The code in the driver's page, compiled.
 #[cfg(doctest)]

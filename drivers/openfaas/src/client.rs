@@ -10,14 +10,15 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
+use function_gateway_core::forward::{Broken, HttpClient, HttpClientOptions, HttpVersion};
 use function_gateway_core::{
     CallContext, Error, ErrorKind, ProvidedSecret, Result, SecretProvider, SecretRef, TenantId,
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::config::{HttpVersion, OWN_TENANT, OpenFaasAuth, OpenFaasConfig};
+use crate::config::{OWN_TENANT, OpenFaasAuth, OpenFaasConfig};
 use crate::error::{of_management, of_transport};
 use crate::mapping::FunctionDocument;
 use crate::names::Target;
@@ -35,8 +36,8 @@ pub(crate) struct Client {
     known: RwLock<HashMap<u64, Known>>,
     hasher: RandomState,
     secrets: Option<Arc<dyn SecretProvider>>,
-    /// Made when it is first needed, since the client certificate is a secret. With the version of that.
-    http: RwLock<Option<(reqwest::Client, String)>>,
+    /// Made when they are first needed, since the client certificate is a secret. With the version of that.
+    http: RwLock<Option<(Arc<Clients>, String)>>,
     credentials: RwLock<Option<HeaderValue>>,
 }
 
@@ -46,12 +47,18 @@ impl fmt::Debug for Client {
     }
 }
 
+/// The HTTP clients, each with its pool of connections.
+pub(crate) struct Clients {
+    manage: reqwest::Client,
+    pub(crate) calls: HttpClient,
+}
+
 /// The address of a function.
 struct Known {
     route: String,
     namespace: Option<String>,
     service: String,
-    url: reqwest::Url,
+    url: Uri,
 }
 
 /// How many addresses are kept.
@@ -129,7 +136,7 @@ impl Client {
         let base = config.validate()?;
         // What is wrong with the settings is told now, and not when it is first used.
         let http = build(&config, None)?;
-        let http = config.client_identity.is_none().then_some((http, String::new()));
+        let http = config.client_identity.is_none().then(|| (Arc::new(http), String::new()));
         Ok(Self {
             config,
             base,
@@ -152,7 +159,7 @@ impl Client {
     }
 
     /// The address of a function itself, which is written once: reading an address costs as much as the rest of a call here.
-    pub(crate) fn known_url(&self, of: (&str, Option<&str>, &str), path: impl FnOnce() -> String) -> reqwest::Url {
+    pub(crate) fn known_uri(&self, of: (&str, Option<&str>, &str), path: impl FnOnce() -> String) -> Result<Uri> {
         let key = self.hasher.hash_one(of);
         let is = |known: &&Known| {
             let (route, namespace, service) = of;
@@ -165,47 +172,49 @@ impl Client {
             .get(&key)
             .filter(is)
             .map(|known| known.url.clone());
-        known.unwrap_or_else(|| {
-            let url = self.url_below(&path());
-            let (route, namespace, service) = of;
-            let made = Known {
-                route: route.to_owned(),
-                namespace: namespace.map(str::to_owned),
-                service: service.to_owned(),
-                url: url.clone(),
-            };
-            let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
-            // Generations come and go: those that are called are known again at once.
-            if all.len() >= MAX_KNOWN {
-                all.clear();
-            }
-            all.insert(key, made);
-            url
-        })
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let url = uri(&self.url_below(&path()))?;
+        let (route, namespace, service) = of;
+        let made = Known {
+            route: route.to_owned(),
+            namespace: namespace.map(str::to_owned),
+            service: service.to_owned(),
+            url: url.clone(),
+        };
+        let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        // Generations come and go: those that are called are known again at once.
+        if all.len() >= MAX_KNOWN {
+            all.clear();
+        }
+        all.insert(key, made);
+        Ok(url)
     }
 
-    /// The HTTP client, with its pool of connections.
-    pub(crate) async fn http(&self, cx: &CallContext) -> Result<reqwest::Client> {
-        let made = self.http.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(client, _)| client.clone());
+    /// The HTTP clients.
+    pub(crate) async fn http(&self, cx: &CallContext) -> Result<Arc<Clients>> {
+        let made =
+            self.http.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(clients, _)| Arc::clone(clients));
         match made {
-            Some(client) => Ok(client),
+            Some(clients) => Ok(clients),
             None => Box::pin(self.connect(cx)).await,
         }
     }
 
-    async fn connect(&self, cx: &CallContext) -> Result<reqwest::Client> {
+    async fn connect(&self, cx: &CallContext) -> Result<Arc<Clients>> {
         let identity = match &self.config.client_identity {
             Some(secret) => Some(self.secret(cx, secret).await?),
             None => None,
         };
         let version = identity.as_ref().map(|identity| identity.version.clone()).unwrap_or_default();
         let current = self.http.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((client, _)) = current.filter(|(_, known)| *known == version) {
-            return Ok(client);
+        if let Some((clients, _)) = current.filter(|(_, known)| *known == version) {
+            return Ok(clients);
         }
-        let client = build(&self.config, identity.as_ref())?;
-        *self.http.write().unwrap_or_else(PoisonError::into_inner) = Some((client.clone(), version));
-        Ok(client)
+        let clients = Arc::new(build(&self.config, identity.as_ref())?);
+        *self.http.write().unwrap_or_else(PoisonError::into_inner) = Some((Arc::clone(&clients), version));
+        Ok(clients)
     }
 
     /// Takes over a new client certificate and new credentials, where they have changed.
@@ -289,7 +298,7 @@ impl Client {
             *made.timeout_mut() = timeout;
             made
         };
-        let client = self.http(cx).await?;
+        let client = &self.http(cx).await?.manage;
         match client.execute(made()).await {
             // A request that only asks may be sent once more: an idle connection may have been closed as it was taken.
             Err(error) if request.method == Method::GET && !error.is_connect() && !error.is_timeout() => {
@@ -379,10 +388,28 @@ fn trimmed(secret: &[u8]) -> &[u8] {
     secret.strip_suffix(b"\r\n").or_else(|| secret.strip_suffix(b"\n")).unwrap_or(secret)
 }
 
-fn build(config: &OpenFaasConfig, identity: Option<&ProvidedSecret>) -> Result<reqwest::Client> {
+/// An address as it is sent.
+pub(crate) fn uri(url: &reqwest::Url) -> Result<Uri> {
+    url.as_str().parse().map_err(|error: http::uri::InvalidUri| Broken::NotWritten.error(error))
+}
+
+fn build(config: &OpenFaasConfig, identity: Option<&ProvidedSecret>) -> Result<Clients> {
+    let mut calls = HttpClientOptions::default();
+    calls.connect_timeout = config.connect_timeout;
+    calls.max_idle_connections = config.max_idle_connections;
+    calls.idle_connection_timeout = config.idle_connection_timeout;
+    calls.http_version = config.http_version;
+    calls.ca_pem.clone_from(&config.ca_pem);
+    calls.identity_pem = identity.map(|identity| identity.secret.clone());
+    // It reads what is to be trusted and shown, and says what is wrong with that.
+    let calls = HttpClient::new(&calls)?;
+    Ok(Clients { manage: build_manage(config, identity)?, calls })
+}
+
+fn build_manage(config: &OpenFaasConfig, identity: Option<&ProvidedSecret>) -> Result<reqwest::Client> {
     let refuse = |what: &str| Error::new(ErrorKind::InvalidArgument, what.to_owned());
     let mut builder = reqwest::Client::builder()
-        // Credentials go nowhere else, and what a function redirects to is its caller's to follow.
+        // Credentials go nowhere else.
         .redirect(reqwest::redirect::Policy::none())
         // Whether to send again is decided by who knows whether the function may run twice.
         .retry(reqwest::retry::never())
@@ -393,9 +420,9 @@ fn build(config: &OpenFaasConfig, identity: Option<&ProvidedSecret>) -> Result<r
         .pool_idle_timeout(config.idle_connection_timeout)
         .tcp_nodelay(true);
     builder = match config.http_version {
-        HttpVersion::Offered => builder,
         HttpVersion::Http1 => builder.http1_only(),
         HttpVersion::Http2 => builder.http2_prior_knowledge(),
+        _ => builder,
     };
     if let Some(pem) = &config.ca_pem {
         let certificates = reqwest::Certificate::from_pem_bundle(pem.as_bytes()).ok();

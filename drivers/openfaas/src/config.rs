@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use function_gateway_core::forward::HttpVersion;
 use function_gateway_core::naming::is_dns_label;
 use function_gateway_core::{Error, ErrorKind, Result, SecretRef, TenantId};
 use serde::Deserialize;
@@ -28,20 +29,6 @@ pub enum OpenFaasAuth {
         /// The secret that holds the token.
         token: SecretRef,
     },
-}
-
-/// Which version of HTTP the driver speaks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum HttpVersion {
-    /// HTTP/2 where the other side offers it over TLS, else HTTP/1.1.
-    #[default]
-    Offered,
-    /// HTTP/1.1 only.
-    Http1,
-    /// HTTP/2 without asking, also without TLS. For a proxy that is known to take it.
-    Http2,
 }
 
 /// What a host chooses about the driver. Everything but `url` has a default; a key that is not known is refused.

@@ -260,7 +260,7 @@ pub(crate) fn of_refused_deployment(status: StatusCode, headers: &HeaderMap, tex
         .with_detail(one_line(text))
 }
 
-/// The error for a request that got no answer.
+/// The error for a request that manages and got no answer.
 pub(crate) fn of_transport(error: reqwest::Error) -> Error {
     let broken = if error.is_builder() {
         Broken::NotWritten
@@ -272,11 +272,6 @@ pub(crate) fn of_transport(error: reqwest::Error) -> Error {
         Broken::Midway
     };
     broken.error(error.without_url())
-}
-
-/// The error for an answer of a function that broke off.
-pub(crate) fn of_answer(error: reqwest::Error) -> Error {
-    Error::new(FunctionBroken, "the function's answer broke off").with_source(error.without_url())
 }
 
 #[cfg(test)]

@@ -2,17 +2,16 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use function_gateway_core::forward::{
-    Chunks, Payload, PayloadError, RunningCall, check_repeats, collected, one_line, streamed, until_stopped,
-    wire_headers, wire_path,
+    Chunks as _, HttpAnswer, Payload, PayloadError, RunningCall, check_repeats, collected, one_line, streamed,
+    until_stopped, wire_headers, wire_path,
 };
 use function_gateway_core::{
     Body, CallContext, Delivery, DriverRequest, Error, ErrorKind, InvokeResponse, Result, call_header, for_one_hop,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 
-use crate::client::Client;
+use crate::client::{Client, uri};
 use crate::error::{self, Meaning, Signs};
 use crate::mapping::Held;
 use crate::names::Target;
@@ -55,7 +54,7 @@ pub(crate) async fn invoke(
 
 /// A call as it is sent. It is put together before anything waits, so that the future of a call is small.
 struct Call {
-    sent: reqwest::Request,
+    sent: Request<Payload>,
     /// Where the payload's own error is found; only a stream has one.
     broke: Option<PayloadError>,
     streaming: bool,
@@ -69,10 +68,8 @@ impl Call {
         let mut headers = headers(cx, &mut request);
         let streaming = request.revision.spec.streaming;
         let events = streaming && take_events(&mut headers);
-        let mut sent = reqwest::Request::new(request.method, url);
-        *sent.headers_mut() = headers;
-        let (body, broke) = payload(request.body);
-        *sent.body_mut() = body;
+        let (payload, broke) = Payload::of(request.body);
+        let sent = sent(request.method, url, headers, payload);
         Ok(Self { sent, broke, streaming, events, limit: request.max_response_bytes })
     }
 }
@@ -110,18 +107,18 @@ async fn execute(
         Box::pin(present(client, cx, target)).await?;
     }
     let is_head = *sent.method() == Method::HEAD;
-    let mut response = match client.http(cx).await?.execute(sent).await {
-        Ok(response) => response,
-        Err(error) => return Err(broke.and_then(|broke| broke.take()).unwrap_or_else(|| error::of_transport(error))),
+    let mut answer = match client.http(cx).await?.calls.send(sent).await {
+        Ok(answer) => answer,
+        Err(error) => return Err(broke.and_then(|broke| broke.take()).unwrap_or(error)),
     };
-    let (status, declared) = (response.status(), response.content_length());
-    let mut headers = std::mem::take(response.headers_mut());
+    let (status, declared) = (answer.status, answer.declared());
+    let mut headers = std::mem::take(&mut answer.headers);
     let signs = Signs::of(status, &headers, is_head || declared == Some(0), events);
     match error::of_call(&signs) {
         Meaning::Answer => {}
         // Boxed, as it is rare and would make the future of every call larger.
-        Meaning::Error(fault) => return Err(fault.error(signs.status, &headers, &Box::pin(text(response)).await)),
-        Meaning::Missing => return Err(Box::pin(missing(client, cx, target, response)).await),
+        Meaning::Error(fault) => return Err(fault.error(signs.status, &headers, &Box::pin(text(answer)).await)),
+        Meaning::Missing => return Err(Box::pin(missing(client, cx, target, answer)).await),
     }
     for_one_hop(&mut headers);
     for name in &OF_THE_ENGINE {
@@ -131,12 +128,12 @@ async fn execute(
         return Err(Error::too_large(ErrorKind::OutputTooLarge, "function's answer", limit));
     }
     let body = match streaming {
-        true => streamed(Parts(response), declared, limit, running),
-        false => Body::from(collected(Parts(response), limit).await?),
+        true => streamed(answer, declared, limit, running),
+        false => Body::from(collected(answer, limit).await?),
     };
-    let mut answer = InvokeResponse::new(status, body);
-    answer.headers = headers;
-    Ok(answer)
+    let mut response = InvokeResponse::new(status, body);
+    response.headers = headers;
+    Ok(response)
 }
 
 /// Hands a call to the engine's queue.
@@ -159,19 +156,23 @@ async fn queue(
         headers.insert(CALLBACK_URL, url);
     }
     let payload = request.body.collect(MAX_QUEUED_BYTES).await?;
-    let mut sent = reqwest::Request::new(Method::POST, url);
-    *sent.headers_mut() = headers;
-    *sent.body_mut() = Some(payload.into());
-    let response = client.http(cx).await?.execute(sent).await.map_err(error::of_transport)?;
-    let (status, headers) = (response.status(), response.headers().clone());
+    let sent = sent(Method::POST, url, headers, Payload::Bytes(payload));
+    let mut answer = client.http(cx).await?.calls.send(sent).await?;
+    let (status, headers) = (answer.status, std::mem::take(&mut answer.headers));
     if status == StatusCode::ACCEPTED {
         return Ok(InvokeResponse::new(StatusCode::ACCEPTED, ""));
     }
-    Err(error::of_queue(status, &headers, &text(response).await))
+    Err(error::of_queue(status, &headers, &text(answer).await))
+}
+
+fn sent(method: Method, url: Uri, headers: HeaderMap, payload: Payload) -> Request<Payload> {
+    let mut sent = Request::new(payload);
+    (*sent.method_mut(), *sent.uri_mut(), *sent.headers_mut()) = (method, url, headers);
+    sent
 }
 
 /// The address of a call.
-fn url(client: &Client, route: &str, target: &Target<'_>, request: &DriverRequest) -> Result<reqwest::Url> {
+fn url(client: &Client, route: &str, target: &Target<'_>, request: &DriverRequest) -> Result<Uri> {
     let query = request.query.as_deref();
     let path = wire_path(&request.path, query)?;
     let plain = || {
@@ -186,11 +187,11 @@ fn url(client: &Client, route: &str, target: &Target<'_>, request: &DriverReques
         below
     };
     if path.is_empty() && query.is_none() {
-        return Ok(client.known_url((route, target.namespace, target.service), plain));
+        return client.known_uri((route, target.namespace, target.service), plain);
     }
     let mut url = client.url_below(&(plain() + &path));
     url.set_query(query);
-    Ok(url)
+    uri(&url)
 }
 
 fn headers(cx: &CallContext, request: &mut DriverRequest) -> HeaderMap {
@@ -221,23 +222,6 @@ fn take_events(headers: &mut HeaderMap) -> bool {
     }
 }
 
-/// The payload, and where its own error is found should it break off.
-fn payload(body: Body) -> (Option<reqwest::Body>, Option<PayloadError>) {
-    match Payload::of(body) {
-        (Payload::Bytes(bytes), broke) => ((!bytes.is_empty()).then(|| bytes.into()), broke),
-        (Payload::Stream(stream), broke) => (Some(reqwest::Body::wrap_stream(stream)), broke),
-    }
-}
-
-/// The function's answer, part by part.
-struct Parts(reqwest::Response);
-
-impl Chunks for Parts {
-    async fn chunk(&mut self) -> Result<Option<Bytes>> {
-        self.0.chunk().await.map_err(error::of_answer)
-    }
-}
-
 fn not_deployed() -> Error {
     Error::new(ErrorKind::NotDeployed, "the engine does not hold the function")
 }
@@ -253,8 +237,8 @@ async fn present(client: &Client, cx: &CallContext, target: &Target<'_>) -> Resu
 
 /// What it means that the engine does not find a function: it may be gone, not ready, or its provider out of reach. Nothing
 /// was passed on in any case.
-async fn missing(client: &Client, cx: &CallContext, target: &Target<'_>, response: reqwest::Response) -> Error {
-    let text = text(response).await;
+async fn missing(client: &Client, cx: &CallContext, target: &Target<'_>, answer: HttpAnswer) -> Error {
+    let text = text(answer).await;
     let error = match client.function(cx, target).await {
         Ok(None) => not_deployed(),
         Ok(Some(document)) if document.held(target) == Held::Foreign => not_deployed(),
@@ -268,10 +252,10 @@ async fn missing(client: &Client, cx: &CallContext, target: &Target<'_>, respons
 }
 
 /// The start of an answer that is not the function's.
-async fn text(mut response: reqwest::Response) -> String {
+async fn text(mut answer: HttpAnswer) -> String {
     let mut read = Vec::new();
     let reading = async {
-        while let Ok(Some(chunk)) = response.chunk().await {
+        while let Ok(Some(chunk)) = answer.chunk().await {
             read.extend_from_slice(&chunk);
             if read.len() >= MAX_TEXT {
                 break;

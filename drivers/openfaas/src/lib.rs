@@ -32,8 +32,9 @@ mod names;
 mod secrets;
 mod settings;
 
-pub use config::{HttpVersion, OpenFaasAuth, OpenFaasConfig};
+pub use config::{OpenFaasAuth, OpenFaasConfig};
 pub use driver::OpenFaas;
+pub use function_gateway_core::forward::HttpVersion;
 
 /// The code in the driver's page, compiled.
 #[cfg(doctest)]

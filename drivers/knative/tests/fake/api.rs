@@ -143,7 +143,7 @@ fn read(request: &Request<Body>, path: &str, body: &Bytes) -> Option<Asked> {
 
 fn decoded(text: &str) -> String {
     let pair = format!("x={text}");
-    let url = reqwest::Url::parse(&format!("http://x/?{pair}")).unwrap();
+    let url = url::Url::parse(&format!("http://x/?{pair}")).unwrap();
     url.query_pairs().next().map(|(_, value)| value.into_owned()).unwrap_or_default()
 }
 

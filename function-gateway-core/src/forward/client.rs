@@ -1,0 +1,316 @@
+//! The HTTP client of drivers that pass calls on.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode, Uri};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::Name;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_platform_verifier::BuilderVerifierExt as _;
+use serde::Deserialize;
+use tokio::net::TcpStream;
+use tower_service::Service;
+
+use super::{Broken, Chunks, Payload};
+use crate::{Error, ErrorKind, Result, Secret};
+
+/// Which version of HTTP a driver speaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum HttpVersion {
+    /// HTTP/2 where the other side offers it over TLS, else HTTP/1.1.
+    #[default]
+    Offered,
+    /// HTTP/1.1 only.
+    Http1,
+    /// HTTP/2 without asking, also without TLS. For a server or proxy that is known to take it.
+    Http2,
+}
+
+/// How an [`HttpClient`] connects.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct HttpClientOptions {
+    /// How long opening a connection may take, looking its name up and TLS included; 5 s unless set.
+    pub connect_timeout: Duration,
+    /// How many idle connections are kept for each host and port; 64 unless set.
+    pub max_idle_connections: usize,
+    /// How long an idle connection is kept; 10 s unless set.
+    pub idle_connection_timeout: Duration,
+    /// Which version of HTTP is spoken.
+    pub http_version: HttpVersion,
+    /// Certificates, in PEM, of the authorities that alone are trusted; those of the system unless set.
+    pub ca_pem: Option<String>,
+    /// A client certificate and its key, in PEM, one after the other.
+    pub identity_pem: Option<Secret>,
+    /// A host and a port to which every name leads, whatever it would resolve to.
+    pub leads_to: Option<(String, u16)>,
+}
+
+impl Default for HttpClientOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            max_idle_connections: 64,
+            idle_connection_timeout: Duration::from_secs(10),
+            http_version: HttpVersion::Offered,
+            ca_pem: None,
+            identity_pem: None,
+            leads_to: None,
+        }
+    }
+}
+
+/// An HTTP client for calls of functions, with a pool of connections. Clones share it.
+///
+/// It sends a request once: it follows no redirect, knows no proxy, and sends nothing again of which a byte may have been sent. It adds
+/// no header but `Host` and what frames the payload.
+#[derive(Clone)]
+pub struct HttpClient(Client<Connector, Payload>);
+
+impl fmt::Debug for HttpClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HttpClient")
+    }
+}
+
+impl HttpClient {
+    /// Sets a client up. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] where `ca_pem` holds no certificate; [`ErrorKind::Misconfigured`] where `identity_pem` does not
+    /// hold a certificate and its key, or the system's authorities can't be read.
+    pub fn new(options: &HttpClientOptions) -> Result<Self> {
+        let mut http = HttpConnector::new_with_resolver(Resolver(options.leads_to.clone().map(Arc::new)));
+        http.set_nodelay(true);
+        http.enforce_http(false);
+        let https = HttpsConnectorBuilder::new().with_tls_config(tls(options)?).https_or_http();
+        let https = match options.http_version {
+            HttpVersion::Offered => https.enable_all_versions().wrap_connector(http),
+            HttpVersion::Http1 => https.enable_http1().wrap_connector(http),
+            HttpVersion::Http2 => https.enable_http2().wrap_connector(http),
+        };
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(options.idle_connection_timeout)
+            .pool_max_idle_per_host(options.max_idle_connections)
+            .http2_only(options.http_version == HttpVersion::Http2)
+            .build(Connector { https, timeout: options.connect_timeout });
+        Ok(Self(client))
+    }
+
+    /// Sends a request, and gives the answer once its head is there. The URL is an absolute one.
+    ///
+    /// # Errors
+    /// Those of [`Broken`]. Where a payload broke off, its own error says more: see [`Payload::of`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the request; what was sent of it may have been received.
+    pub async fn send(&self, request: Request<Payload>) -> Result<HttpAnswer> {
+        match self.0.request(request).await {
+            Ok(response) => {
+                let (head, body) = response.into_parts();
+                Ok(HttpAnswer { status: head.status, headers: head.headers, body })
+            }
+            Err(error) => Err(Broken::of(&error).error(error)),
+        }
+    }
+}
+
+/// The answer to a request: its head, and its body as it comes.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct HttpAnswer {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    body: Incoming,
+}
+
+impl HttpAnswer {
+    /// How many bytes of the body are still to come, where that is told.
+    #[must_use]
+    pub fn declared(&self) -> Option<u64> {
+        self.body.size_hint().exact()
+    }
+}
+
+impl Chunks for HttpAnswer {
+    /// The next part.
+    ///
+    /// # Errors
+    /// [`ErrorKind::FunctionBroken`] where the answer breaks off.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        // Where the length is told, the end is known with the last part: to wait for it would take one more turn of the connection.
+        while !self.body.is_end_stream()
+            && let Some(frame) = poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await
+        {
+            let broke_off =
+                |error| Error::new(ErrorKind::FunctionBroken, "the function's answer broke off").with_source(error);
+            if let Ok(data) = frame.map_err(broke_off)?.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Broken {
+    fn of(error: &hyper_util::client::legacy::Error) -> Self {
+        if error.is_connect() {
+            return Self::NotConnected;
+        }
+        let mut source: Option<&(dyn StdError + 'static)> = Some(error);
+        while let Some(cause) = source {
+            match cause.downcast_ref::<hyper::Error>() {
+                Some(cause) if cause.is_timeout() => return Self::TimedOut,
+                // It refuses what was asked for, unless it was the payload that broke off.
+                Some(cause) if cause.is_user() && !cause.is_body_write_aborted() && cause.source().is_none() => {
+                    return Self::NotWritten;
+                }
+                _ => source = cause.source(),
+            }
+        }
+        Self::Midway
+    }
+}
+
+// What is sent
+
+impl http_body::Body for Payload {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
+        match self.get_mut() {
+            Self::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Bytes(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Stream(stream) => {
+                let chunk = ready!(stream.as_mut().poll_next(cx));
+                Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Bytes(bytes) if bytes.is_empty())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Bytes(bytes) => SizeHint::with_exact(u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
+            Self::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+// Connections
+
+fn tls(options: &HttpClientOptions) -> Result<ClientConfig> {
+    // The host's own choice of a provider is not this library's to make or to read.
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let unusable = |error: rustls::Error| {
+        Error::new(ErrorKind::Misconfigured, "TLS can't be set up for the engine").with_source(error)
+    };
+    let config =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(unusable)?;
+    let config = match &options.ca_pem {
+        Some(pem) => config.with_root_certificates(roots(pem)?),
+        None => config.with_platform_verifier().map_err(unusable)?,
+    };
+    let Some(pem) = &options.identity_pem else { return Ok(config.with_no_client_auth()) };
+    // A source would cite what it can't read.
+    let unread =
+        || Error::new(ErrorKind::Misconfigured, "the client certificate's secret holds no certificate and key in PEM");
+    let certificates: Vec<_> =
+        CertificateDer::pem_slice_iter(pem.expose()).collect::<Result<_, _>>().map_err(|_| unread())?;
+    let key = PrivateKeyDer::from_pem_slice(pem.expose()).map_err(|_| unread())?;
+    if certificates.is_empty() {
+        return Err(unread());
+    }
+    config.with_client_auth_cert(certificates, key).map_err(|_| unread())
+}
+
+fn roots(pem: &str) -> Result<RootCertStore> {
+    let invalid = || Error::new(ErrorKind::InvalidArgument, "ca_pem: holds no certificate in PEM");
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        roots.add(certificate.map_err(|_| invalid())?).map_err(|_| invalid())?;
+    }
+    if roots.is_empty() { Err(invalid()) } else { Ok(roots) }
+}
+
+/// Opens connections, each within a time.
+#[derive(Clone)]
+struct Connector {
+    https: HttpsConnector<HttpConnector<Resolver>>,
+    timeout: Duration,
+}
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+impl Service<Uri> for Connector {
+    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Error = BoxError;
+    type Future = BoxFuture<Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.https.poll_ready(cx)
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let (connecting, timeout) = (self.https.call(to), self.timeout);
+        Box::pin(async move {
+            let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the connection was not there in time");
+            tokio::time::timeout(timeout, connecting).await.map_err(late)?
+        })
+    }
+}
+
+/// Looks names up as the system does, or leads all of them to one place.
+#[derive(Debug, Clone)]
+struct Resolver(Option<Arc<(String, u16)>>);
+
+impl Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = BoxFuture<io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let leads_to = self.0.clone();
+        Box::pin(async move {
+            let found = match leads_to.as_deref() {
+                Some((host, port)) => tokio::net::lookup_host((host.as_str(), *port)).await?.collect(),
+                None => tokio::net::lookup_host((name.as_str(), 0)).await?.collect::<Vec<_>>(),
+            };
+            Ok(found.into_iter())
+        })
+    }
+}
