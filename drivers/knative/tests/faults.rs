@@ -341,6 +341,51 @@ async fn a_kubeconfig_is_read_with_its_context() {
     std::fs::remove_file(path).unwrap();
 }
 
+/// A plugin is any program that writes a document: this one reads its token from a file, which is renewed like one that expires.
+#[tokio::test]
+async fn a_plugin_of_the_kubeconfig_gives_the_token_and_is_asked_again() {
+    let fake = Fake::start(Options { token: Some(TOKEN.to_owned()), ..Options::default() }).await;
+    let at = |name: &str| std::env::temp_dir().join(format!("function-gateway-{name}-{}", std::process::id()));
+    let (path, token) = (at("plugin"), at("plugin-token"));
+    let script = r#"printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"%s"}}' "$(cat "$0")""#;
+    let version = "client.authentication.k8s.io/v1";
+    let plugin = |args: serde_json::Value| {
+        let interactive = "Never";
+        json!({"apiVersion": version, "command": "sh", "args": args, "interactiveMode": interactive})
+    };
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "lab",
+        "clusters": [{"name": "lab", "cluster": {"server": fake.url}}],
+        "users": [
+            {"name": "plugin", "user": {"exec": plugin(json!(["-c", script, token]))}},
+            {"name": "broken", "user": {"exec": plugin(json!(["-c", "echo canary >&2; exit 3"]))}},
+        ],
+        "contexts": [
+            {"name": "lab", "context": {"cluster": "lab", "user": "plugin"}},
+            {"name": "broken", "context": {"cluster": "lab", "user": "broken"}},
+        ],
+    });
+    std::fs::write(&path, kubeconfig.to_string()).unwrap();
+    std::fs::write(&token, TOKEN).unwrap();
+    let driver = |context: Option<&str>| {
+        let access = KnativeAccess::Kubeconfig { path: path.clone(), context: context.map(str::to_owned) };
+        Knative::new(fake.config_with(access)).unwrap()
+    };
+    let (works, broken) = (driver(None), driver(Some("broken")));
+    works.health(&cx()).await.unwrap();
+    fake.change(|options| options.token = Some("renewed".to_owned()));
+    std::fs::write(&token, "renewed").unwrap();
+    works.probe(&cx()).await.unwrap();
+    works.health(&cx()).await.unwrap();
+
+    let error = broken.health(&cx()).await.unwrap_err();
+    is(&error, Misconfigured, NotSent);
+    assert!(!error.to_string().contains("canary"), "{error}");
+    for file in [path, token] {
+        std::fs::remove_file(file).unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_right_that_is_missing_is_named() {
     let bench = Bench::new().await;

@@ -125,6 +125,10 @@ impl HttpClient {
     /// # Cancel safety
     /// Dropping the future ends the request; what was sent of it may have been received.
     pub async fn send(&self, request: Request<Payload>) -> Result<HttpAnswer> {
+        let uri = request.uri();
+        if uri.scheme().is_none() || uri.authority().is_none() {
+            return Err(Broken::NotWritten.error(io::Error::other("the URL is not absolute")));
+        }
         match self.0.request(request).await {
             Ok(response) => {
                 let (head, body) = response.into_parts();
@@ -312,5 +316,131 @@ impl Service<Name> for Resolver {
             };
             Ok(found.into_iter())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::forward::collected;
+    use crate::{Body, Delivery, Retry};
+
+    /// Answers each connection with the same bytes, once a head has come, and then closes it.
+    async fn answering(answer: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        head.push(stream.read_u8().await.unwrap());
+                    }
+                    let answer = if answer.is_empty() {
+                        let len = head.len();
+                        [format!("HTTP/1.1 200 OK\r\ncontent-length: {len}\r\n\r\n").as_bytes(), &head].concat()
+                    } else {
+                        answer.as_bytes().to_vec()
+                    };
+                    stream.write_all(&answer).await.unwrap();
+                });
+            }
+        });
+        address
+    }
+
+    fn get(url: impl fmt::Display) -> Request<Payload> {
+        Request::get(url.to_string()).body(Payload::Bytes(Bytes::new())).unwrap()
+    }
+
+    fn client() -> HttpClient {
+        HttpClient::new(&HttpClientOptions::default()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_request_is_sent_with_nothing_but_its_own() {
+        let address = answering("").await;
+        let answer = client().send(get(format!("http://{address}/a?b"))).await.unwrap();
+        assert_eq!(answer.status, StatusCode::OK);
+        let sent = collected(answer, 1000).await.unwrap();
+        assert_eq!(sent, format!("GET /a?b HTTP/1.1\r\nhost: {address}\r\n\r\n"));
+    }
+
+    #[tokio::test]
+    async fn every_name_leads_where_it_is_said_and_a_port_is_kept() {
+        let address = answering("").await;
+        let leads_to = Some(("127.0.0.1".to_owned(), 1));
+        let options = HttpClientOptions { leads_to, ..HttpClientOptions::default() };
+        let client = HttpClient::new(&options).unwrap();
+        let answer = client.send(get(format!("http://fn.nowhere.invalid:{}", address.port()))).await.unwrap();
+        let sent = collected(answer, 1000).await.unwrap();
+        assert!(sent.ends_with(format!("host: fn.nowhere.invalid:{}\r\n\r\n", address.port()).as_bytes()), "{sent:?}");
+    }
+
+    #[tokio::test]
+    async fn what_gets_no_answer_is_told_apart() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let garbage = answering("SSH-2.0-x\r\n\r\n").await;
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        for (url, message, delivery, retry) in [
+            (format!("http://{free}"), "the engine can't be connected to", Delivery::NotSent, Retry::Transient),
+            (format!("http://{garbage}"), "broke before it had answered", Delivery::Unknown, Retry::Transient),
+            ("/relative".to_owned(), "can't be written", Delivery::NotSent, Retry::Never),
+        ] {
+            let error = client().send(get(&url)).await.unwrap_err();
+            assert!(error.message().contains(message), "{url}: {error:?}");
+            assert_eq!((error.delivery(), error.retry()), (delivery, retry), "{url}");
+        }
+        // A server of TLS that says nothing.
+        let options = HttpClientOptions { connect_timeout: Duration::from_millis(20), ..HttpClientOptions::default() };
+        let silent = get(format!("https://{}", silent.local_addr().unwrap()));
+        let error = HttpClient::new(&options).unwrap().send(silent).await.unwrap_err();
+        assert_eq!((error.kind(), error.delivery()), (ErrorKind::Unavailable, Delivery::NotSent), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_is_the_functions() {
+        let address = answering("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf").await;
+        let mut answer = client().send(get(format!("http://{address}"))).await.unwrap();
+        assert_eq!(answer.declared(), Some(9));
+        assert_eq!(answer.chunk().await.unwrap().unwrap(), "half");
+        let error = answer.chunk().await.unwrap_err();
+        assert_eq!((error.kind(), error.message()), (ErrorKind::FunctionBroken, "the function's answer broke off"));
+    }
+
+    #[tokio::test]
+    async fn the_error_of_a_payload_that_breaks_off_is_kept() {
+        let address = answering("").await;
+        let payload = Body::from_stream(futures_util::stream::iter([
+            Ok(Bytes::from_static(b"x")),
+            Err(Error::new(ErrorKind::RequestTimeout, "slow")),
+        ]));
+        let (payload, broke) = Payload::of(payload);
+        let request = Request::post(format!("http://{address}")).body(payload).unwrap();
+        client().send(request).await.unwrap_err();
+        assert_eq!(broke.unwrap().take().unwrap().kind(), ErrorKind::RequestTimeout);
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_refused_and_not_cited() {
+        let with = |ca_pem: Option<&str>, identity: Option<&str>| {
+            let mut options = HttpClientOptions::default();
+            (options.ca_pem, options.identity_pem) = (ca_pem.map(str::to_owned), identity.map(Secret::new));
+            HttpClient::new(&options).unwrap_err()
+        };
+        for text in ["", "canary", "-----BEGIN CERTIFICATE-----\nY2FuYXJ5\n-----END CERTIFICATE-----\n"] {
+            let error = with(Some(text), None);
+            assert_eq!(
+                (error.kind(), error.message()),
+                (ErrorKind::InvalidArgument, "ca_pem: holds no certificate in PEM")
+            );
+            let error = with(None, Some(text));
+            assert_eq!(error.kind(), ErrorKind::Misconfigured);
+            assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+        }
     }
 }
