@@ -125,14 +125,19 @@ pub enum Payload {
     /// All of it; empty for none.
     Bytes(Bytes),
     /// As it comes.
-    Stream(ByteStream),
+    Stream {
+        /// Its parts.
+        stream: ByteStream,
+        /// How many bytes come in all, where that is known: functions that don't take chunks get a length then.
+        len: Option<u64>,
+    },
 }
 
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bytes(bytes) => write!(f, "Payload({} bytes)", bytes.len()),
-            Self::Stream(_) => f.write_str("Payload(stream)"),
+            Self::Stream { .. } => f.write_str("Payload(stream)"),
         }
     }
 }
@@ -159,13 +164,13 @@ impl Payload {
             return (Self::Bytes(bytes.clone()), None);
         }
         let broke = PayloadError(Arc::default());
-        let slot = Arc::clone(&broke.0);
+        let (slot, len) = (Arc::clone(&broke.0), body.len());
         let stream = body.into_stream().inspect(move |chunk| {
             if let Err(error) = chunk {
                 *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
             }
         });
-        (Self::Stream(Box::pin(stream)), Some(broke))
+        (Self::Stream { stream: Box::pin(stream), len }, Some(broke))
     }
 }
 
@@ -506,7 +511,9 @@ mod tests {
     #[tokio::test]
     async fn the_error_of_a_payload_is_kept_and_may_have_been_delivered() {
         let broken = Body::from_stream(stream::iter([Err(Error::new(ErrorKind::RequestTimeout, "slow"))]));
-        let (Payload::Stream(mut stream), Some(broke)) = Payload::of(broken) else { panic!("a stream is bytes") };
+        let (Payload::Stream { mut stream, len: None }, Some(broke)) = Payload::of(broken) else {
+            panic!("a stream is bytes, or of a known length")
+        };
         assert!(broke.take().is_none());
         assert!(stream.next().await.unwrap().is_err());
         let error = broke.take().unwrap();

@@ -13,6 +13,7 @@
 //! | `validation` | [`middleware::validation`]: input and output checked with JSON Schema |
 //! | `rest`, `rest-jwt`, `rest-serve` | [`rest`]: a REST API for the host's own axum router |
 //! | `secrets` | [`middleware::secrets`]: secrets for each call |
+//! | `http-client` | [`forward::HttpClient`]: for drivers of your own that pass calls on by HTTP |
 //! | `callbacks` | [`callbacks`]: ends of invocations told to addresses over HTTP |
 
 pub use function_gateway_core::*;

@@ -211,7 +211,7 @@ impl http_body::Body for Payload {
         match self.get_mut() {
             Self::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Bytes(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Stream(stream) => {
+            Self::Stream { stream, .. } => {
                 let chunk = ready!(stream.as_mut().poll_next(cx));
                 Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
             }
@@ -225,7 +225,8 @@ impl http_body::Body for Payload {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Bytes(bytes) => SizeHint::with_exact(u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
-            Self::Stream(_) => SizeHint::default(),
+            Self::Stream { len: Some(len), .. } => SizeHint::with_exact(*len),
+            Self::Stream { len: None, .. } => SizeHint::default(),
         }
     }
 }
@@ -368,6 +369,20 @@ mod tests {
         assert_eq!(answer.status, StatusCode::OK);
         let sent = collected(answer, 1000).await.unwrap();
         assert_eq!(sent, format!("GET /a?b HTTP/1.1\r\nhost: {address}\r\n\r\n"));
+    }
+
+    #[tokio::test]
+    async fn a_stream_has_its_length_where_that_is_known() {
+        let address = answering("").await;
+        for (len, expected) in [(Some(2), "content-length: 2"), (None, "transfer-encoding: chunked")] {
+            let mut body = Body::from_stream(futures_util::stream::iter([Ok("a".into()), Ok("b".into())]));
+            if let Some(len) = len {
+                body = body.with_declared_len(len);
+            }
+            let request = Request::post(format!("http://{address}")).body(Payload::of(body).0).unwrap();
+            let sent = collected(client().send(request).await.unwrap(), 1000).await.unwrap();
+            assert!(String::from_utf8_lossy(&sent).contains(expected), "{sent:?}");
+        }
     }
 
     #[tokio::test]
