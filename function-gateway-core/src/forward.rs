@@ -165,13 +165,53 @@ impl Payload {
         }
         let broke = PayloadError(Arc::default());
         let (slot, len) = (Arc::clone(&broke.0), body.len());
-        let stream = body.into_stream().inspect(move |chunk| {
+        let stream = match len {
+            Some(len) => exactly(body.into_stream(), len),
+            None => body.into_stream(),
+        };
+        let stream = stream.inspect(move |chunk| {
             if let Err(error) = chunk {
                 *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
             }
         });
         (Self::Stream { stream: Box::pin(stream), len }, Some(broke))
     }
+}
+
+/// A payload that has to be as long as was said: other than that it ends with [`ErrorKind::InvalidArgument`].
+///
+/// An HTTP client asks for nothing more once it has all bytes that it has announced. So the last of them come with the end of the
+/// stream behind them: whoever watches that sees it complete.
+#[must_use]
+pub fn exactly(stream: ByteStream, len: u64) -> ByteStream {
+    let wrong = move |so_far: &str| {
+        let reason = format!("the payload was said to have {len} bytes, and has {so_far}");
+        Some((Err(Error::new(ErrorKind::InvalidArgument, reason)), None))
+    };
+    Box::pin(stream::unfold(Some((stream, 0)), move |state| async move {
+        let (mut stream, read) = state?;
+        let chunk = match stream.next().await {
+            Some(Ok(chunk)) => chunk,
+            Some(Err(error)) => return Some((Err(error), None)),
+            None if read < len => return wrong(&read.to_string()),
+            None => return None,
+        };
+        let read = grown(read, &chunk);
+        if read < len {
+            return Some((Ok(chunk), Some((stream, read))));
+        }
+        if read > len {
+            return wrong("more");
+        }
+        loop {
+            match stream.next().await {
+                Some(Ok(more)) if more.is_empty() => {}
+                Some(Ok(_)) => return wrong("more"),
+                Some(Err(error)) => return Some((Err(error), None)),
+                None => return Some((Ok(chunk), None)),
+            }
+        }
+    }))
 }
 
 // What comes back
@@ -519,6 +559,37 @@ mod tests {
         let error = broke.take().unwrap();
         assert_eq!((error.kind(), error.delivery()), (ErrorKind::RequestTimeout, Delivery::Unknown));
         assert!(matches!(Payload::of(Body::from("x")), (Payload::Bytes(_), None)));
+    }
+
+    #[tokio::test]
+    async fn a_payload_is_as_long_as_was_said() {
+        let of = |parts: &[&'static str], len| {
+            let parts: Vec<_> = parts.iter().map(|part| Ok(Bytes::from_static(part.as_bytes()))).collect();
+            exactly(Box::pin(stream::iter(parts)), len)
+        };
+        for (parts, len, expected) in [
+            (&["ab", "c", ""][..], 3, Some("abc")),
+            (&[], 0, Some("")),
+            (&["ab"], 3, None),
+            (&["ab", "cd"], 3, None),
+            (&["ab", "cd"], 2, None),
+        ] {
+            let read: Result<Vec<_>> = of(parts, len).collect::<Vec<_>>().await.into_iter().collect();
+            match expected {
+                Some(expected) => assert_eq!(read.unwrap().concat(), expected.as_bytes()),
+                None => assert_eq!(read.unwrap_err().kind(), ErrorKind::InvalidArgument),
+            }
+        }
+        // Nobody asks for more than what was announced.
+        let watched = Arc::new(Mutex::new(false));
+        let seen = Arc::clone(&watched);
+        let end = stream::once(async move {
+            *seen.lock().unwrap() = true;
+            Ok(Bytes::new())
+        });
+        let mut exact = exactly(Box::pin(stream::iter([Ok(Bytes::from("ab"))]).chain(end)), 2);
+        assert_eq!(exact.next().await.unwrap().unwrap(), "ab");
+        assert!(*watched.lock().unwrap());
     }
 
     #[test]

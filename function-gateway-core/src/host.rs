@@ -8,6 +8,8 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+use tracing::instrument::WithSubscriber as _;
 
 use crate::capability::{check_shape, check_spec};
 use crate::middleware::Pipeline;
@@ -80,7 +82,7 @@ impl Lifetime {
         &self,
         change: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        self.spawn(change).await.unwrap_or_else(|error| {
+        self.spawn(change.in_current_span().with_current_subscriber()).await.unwrap_or_else(|error| {
             let message = "the change did not come to its end; read what is there";
             Err(Error::new(ErrorKind::Internal, message).with_source(error))
         })

@@ -559,9 +559,14 @@ impl FunctionManager for Gateway {
     async fn scale(&self, cx: &CallContext, name: &FunctionName, instances: u32) -> Result<()> {
         let function = self.find(cx, name, Action::Update).await?;
         let serving = self.host.serving(&function, &Qualifier::Serving).await?;
-        self.host.bounded("scale", serving.driver.scale(cx, &serving.target, ScaleRequest::new(instances))).await?;
-        self.host.audit_change(cx, Action::Update, name, None).await;
-        Ok(())
+        let (host, cx, name) = (Arc::clone(&self.host), cx.clone(), name.clone());
+        let scale = async move {
+            let request = ScaleRequest::new(instances);
+            host.bounded("scale", serving.driver.scale(&cx, &serving.target, request)).await?;
+            host.audit_change(&cx, Action::Update, &name, None).await;
+            Ok(())
+        };
+        self.host.lifetime.carry_out(scale).await
     }
 }
 

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, StatusCode, Uri};
+use http::{HeaderMap, Request, StatusCode, Uri, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
@@ -60,7 +60,8 @@ pub struct HttpClientOptions {
     pub ca_pem: Option<String>,
     /// A client certificate and its key, in PEM, one after the other.
     pub identity_pem: Option<Secret>,
-    /// A host and a port to which every name leads, whatever it would resolve to.
+    /// A host, and a port for URLs that name none, to which every name leads, whatever it would resolve to. An address in a URL, in place
+    /// of a name, is called as it is.
     pub leads_to: Option<(String, u16)>,
 }
 
@@ -77,6 +78,9 @@ impl Default for HttpClientOptions {
         }
     }
 }
+
+/// How often a connection without a sign of life is asked for one, and for how long.
+const ALIVE: Duration = Duration::from_secs(15);
 
 /// An HTTP client for calls of functions, with a pool of connections. Clones share it.
 ///
@@ -101,6 +105,14 @@ impl HttpClient {
         let mut http = HttpConnector::new_with_resolver(Resolver(options.leads_to.clone().map(Arc::new)));
         http.set_nodelay(true);
         http.enforce_http(false);
+        // Of several addresses each gets its part of the time.
+        http.set_connect_timeout(Some(options.connect_timeout));
+        // Who is gone without a word is noticed, and not called by the same connection again.
+        http.set_keepalive(Some(ALIVE));
+        http.set_keepalive_interval(Some(ALIVE));
+        http.set_keepalive_retries(Some(3));
+        #[cfg(target_os = "linux")]
+        http.set_tcp_user_timeout(Some(2 * ALIVE));
         let https = HttpsConnectorBuilder::new().with_tls_config(tls(options)?).https_or_http();
         let https = match options.http_version {
             HttpVersion::Offered => https.enable_all_versions().wrap_connector(http),
@@ -113,6 +125,8 @@ impl HttpClient {
             .pool_idle_timeout(options.idle_connection_timeout)
             .pool_max_idle_per_host(options.max_idle_connections)
             .http2_only(options.http_version == HttpVersion::Http2)
+            .http2_keep_alive_interval(ALIVE)
+            .http2_keep_alive_timeout(ALIVE)
             .build(Connector { https, timeout: options.connect_timeout });
         Ok(Self(client))
     }
@@ -124,11 +138,13 @@ impl HttpClient {
     ///
     /// # Cancel safety
     /// Dropping the future ends the request; what was sent of it may have been received.
-    pub async fn send(&self, request: Request<Payload>) -> Result<HttpAnswer> {
+    pub async fn send(&self, mut request: Request<Payload>) -> Result<HttpAnswer> {
         let uri = request.uri();
-        if uri.scheme().is_none() || uri.authority().is_none() {
-            return Err(Broken::NotWritten.error(io::Error::other("the URL is not absolute")));
+        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.authority().is_none() {
+            return Err(Broken::NotWritten.error(io::Error::other("the URL is no absolute one of http or https")));
         }
+        // The connection decides: what is asked for here would only be refused.
+        *request.version_mut() = Version::HTTP_11;
         match self.0.request(request).await {
             Ok(response) => {
                 let (head, body) = response.into_parts();
@@ -405,6 +421,7 @@ mod tests {
             (format!("http://{free}"), "the engine can't be connected to", Delivery::NotSent, Retry::Transient),
             (format!("http://{garbage}"), "broke before it had answered", Delivery::Unknown, Retry::Transient),
             ("/relative".to_owned(), "can't be written", Delivery::NotSent, Retry::Never),
+            ("ftp://a/b".to_owned(), "can't be written", Delivery::NotSent, Retry::Never),
         ] {
             let error = client().send(get(&url)).await.unwrap_err();
             assert!(error.message().contains(message), "{url}: {error:?}");

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use function_gateway_core::forward::exactly;
 use function_gateway_core::{
     Body, ByteStream, CallContext, DriverRequest, Error, ErrorKind, Result, for_one_hop, set_call_headers,
 };
@@ -376,7 +377,14 @@ impl From<Body> for RequestBody {
     fn from(body: Body) -> Self {
         match body.as_bytes() {
             Some(bytes) => Self::Bytes(bytes.clone()),
-            None => Self::Stream { len: body.len(), stream: body.into_stream(), broke: Arc::default() },
+            None => {
+                let len = body.len();
+                let stream = match len {
+                    Some(len) => exactly(body.into_stream(), len),
+                    None => body.into_stream(),
+                };
+                Self::Stream { len, stream, broke: Arc::default() }
+            }
         }
     }
 }

@@ -97,6 +97,9 @@ pub(super) enum Fault {
     Answer(Error),
 }
 
+/// What sqlx says of a connection that ends where it has asked a server of PostgreSQL for TLS: it reads a byte of 0.
+const CUT_OFF: &str = "unexpected response from SSLRequest: 0x00";
+
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         Self::Answer(error)
@@ -116,11 +119,8 @@ impl Fault {
                 _ => FaultKind::Unreachable,
             },
             sqlx::Error::PoolTimedOut => FaultKind::Exhausted,
-            // What comes by a connection that is cut off in the middle is no protocol any more.
-            sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed
-            | sqlx::Error::BeginFailed
-            | sqlx::Error::Protocol(_) => FaultKind::Lost,
+            sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed | sqlx::Error::BeginFailed => FaultKind::Lost,
+            sqlx::Error::Protocol(problem) if problem.contains(CUT_OFF) => FaultKind::Lost,
             sqlx::Error::Tls(_) => FaultKind::Unreachable,
             sqlx::Error::Encode(_) => FaultKind::Value,
             _ => FaultKind::Other,
@@ -253,8 +253,8 @@ mod tests {
             (io(std::io::ErrorKind::ConnectionRefused), ErrorKind::Store, Retry::Transient),
             (io(std::io::ErrorKind::StorageFull), ErrorKind::Store, Retry::Transient),
             (Fault::TimedOut, ErrorKind::Store, Retry::Transient),
-            (of(sqlx::Error::Protocol("?".into())), ErrorKind::Store, Retry::Transient),
-            (of(sqlx::Error::RowNotFound), ErrorKind::Store, Retry::Never),
+            (of(sqlx::Error::Protocol("?".into())), ErrorKind::Store, Retry::Never),
+            (of(sqlx::Error::Protocol(format!("{CUT_OFF} (x:1)"))), ErrorKind::Store, Retry::Transient),
             (of(sqlx::Error::Encode("?".into())), ErrorKind::InvalidArgument, Retry::Never),
         ] {
             let error = fault.into_error();
