@@ -97,8 +97,8 @@ async fn gateway(config: &Config, store: SqlStore) -> Result<Gateway> {
 }
 
 fn callbacks(settings: &toml::Table) -> Result<HttpCallbacks> {
-    let config = CallbackConfig::deserialize(settings.clone())
-        .map_err(|error| Failure::usage(format!("`callbacks`: {}", error.message())))?;
+    let config: CallbackConfig = serde_path_to_error::deserialize(settings.clone())
+        .map_err(|error| Failure::usage(format!("`callbacks.{}`: {}", error.path(), error.inner().message())))?;
     HttpCallbacks::new(config).map_err(|error| {
         let failure = Failure::from(error);
         Failure { message: format!("`callbacks`: {}", failure.message), ..failure }

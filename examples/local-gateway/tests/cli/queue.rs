@@ -228,7 +228,7 @@ fn an_address_is_told_of_the_end_where_that_is_allowed() {
     for (setting, says) in [
         ("allow_networks=here", "`callbacks`: allow_networks: "),
         ("allow_ports=https", "`callbacks.allow_ports`: \"https\" is not whole numbers"),
-        ("allow_ports=65536", "`callbacks`: invalid value: integer `65536`"),
+        ("allow_ports=65536", "`callbacks.allow_ports[0]`: invalid value: integer `65536`"),
         ("timeout_ms=0", "`callbacks`: timeout_ms: must be at least 1"),
     ] {
         let setting = format!("callbacks.{setting}");
