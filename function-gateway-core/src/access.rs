@@ -211,16 +211,13 @@ impl AccessManager for Gateway {
         let principal = principal.unwrap_or_else(|| creator.clone());
         let mut key = ApiKey::new(id, cx.tenant().clone(), principal, hash, (now, creator));
         (key.scopes, key.description, key.expires_at) = (scopes, description, expires_at);
-        let (cx, key) = (cx.clone(), Arc::new(key));
-        let lifetime = &self.host.lifetime;
-        let host = Arc::clone(host);
-        lifetime
-            .carry_out(async move {
-                keys.add_key(&key).await?;
-                host.audit_key(&cx, Action::CreateKey, id, true).await;
-                Ok(key)
-            })
-            .await
+        let (host, cx, key) = (Arc::clone(host), cx.clone(), Arc::new(key));
+        let create = async move {
+            keys.add_key(&key).await?;
+            host.audit_key(&cx, Action::CreateKey, id, true).await;
+            Ok(key)
+        };
+        self.host.lifetime.carry_out(create).await
     }
 
     async fn api_keys(&self, cx: &CallContext, page: &PageRequest) -> Result<Page<Arc<ApiKey>>> {
@@ -242,14 +239,13 @@ impl AccessManager for Gateway {
         if key.revoked_at.is_some() {
             return Ok(key);
         }
-        let (cx, lifetime) = (cx.clone(), &self.host.lifetime);
-        lifetime
-            .carry_out(async move {
-                let revoked = keys.revoke_key(cx.tenant(), id, host.clock.now()).await?;
-                host.audit_key(&cx, Action::RevokeKey, id, true).await;
-                Ok(revoked)
-            })
-            .await
+        let cx = cx.clone();
+        let revoke = async move {
+            let revoked = keys.revoke_key(cx.tenant(), id, host.clock.now()).await?;
+            host.audit_key(&cx, Action::RevokeKey, id, true).await;
+            Ok(revoked)
+        };
+        self.host.lifetime.carry_out(revoke).await
     }
 
     async fn audit_events(

@@ -604,7 +604,7 @@ async fn given_up(cancelled: Option<&Cancellation>) {
 }
 
 fn given_up_error(message: &'static str, state: &CallState) -> Error {
-    let delivery = if state.started_at().is_none() { Delivery::NotSent } else { Delivery::Unknown };
+    let delivery = state.delivery();
     Error::new(ErrorKind::Cancelled, message).with_delivery(delivery)
 }
 

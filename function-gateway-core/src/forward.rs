@@ -164,11 +164,8 @@ impl Payload {
             return (Self::Bytes(bytes.clone()), None);
         }
         let broke = PayloadError(Arc::default());
-        let (slot, len) = (Arc::clone(&broke.0), body.len());
-        let stream = match len {
-            Some(len) => exactly(body.into_stream(), len),
-            None => body.into_stream(),
-        };
+        let slot = Arc::clone(&broke.0);
+        let (stream, len) = sent_stream(body);
         let stream = stream.inspect(move |chunk| {
             if let Err(error) = chunk {
                 *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
@@ -178,12 +175,22 @@ impl Payload {
     }
 }
 
-/// A payload that has to be as long as was said: other than that it ends with [`ErrorKind::InvalidArgument`].
+/// A payload as a stream to be sent, and its length where that is known. It has to be as long as was said: other than that it ends
+/// with [`ErrorKind::InvalidArgument`].
 ///
 /// An HTTP client asks for nothing more once it has all bytes that it has announced. So the last of them come with the end of the
 /// stream behind them: whoever watches that sees it complete.
 #[must_use]
-pub fn exactly(stream: ByteStream, len: u64) -> ByteStream {
+pub fn sent_stream(body: Body) -> (ByteStream, Option<u64>) {
+    let (len, stream) = (body.len(), body.into_stream());
+    let stream = match len {
+        Some(len) => exactly(stream, len),
+        None => stream,
+    };
+    (stream, len)
+}
+
+fn exactly(stream: ByteStream, len: u64) -> ByteStream {
     let wrong = move |so_far: &str| {
         let reason = format!("the payload was said to have {len} bytes, and has {so_far}");
         Some((Err(Error::new(ErrorKind::InvalidArgument, reason)), None))

@@ -490,6 +490,11 @@ impl CallState {
         (after != ABSENT).then(|| self.created_at.plus(Duration::from_micros(after)))
     }
 
+    /// Whether the function can have seen a call that has got no answer so far.
+    pub(crate) fn delivery(&self) -> crate::Delivery {
+        if self.started_at().is_none() { crate::Delivery::NotSent } else { crate::Delivery::Unknown }
+    }
+
     /// The size of the payload, where it is known.
     #[must_use]
     pub fn request_bytes(&self) -> Option<u64> {

@@ -60,7 +60,7 @@ impl Middleware for TotalTimeout {
         match tokio::time::timeout_at(deadline.instant().into(), next.run(call)).await {
             Ok(result) => result,
             Err(_) => {
-                let delivery = if state.started_at().is_none() { Delivery::NotSent } else { Delivery::Unknown };
+                let delivery = state.delivery();
                 Err(timeout("total", delivery))
             }
         }

@@ -249,7 +249,7 @@ impl Recording {
         state.add_time(TimedPhase::Total, took);
         let redactor = state.redactor();
         let mut record = call.record();
-        let delivered = if state.started_at().is_none() { Delivery::NotSent } else { Delivery::Unknown };
+        let delivered = state.delivery();
         (record.state, record.failure) = match ending {
             Ending::Answered => of_outcome(self.answer.as_ref().map(|(_, outcome)| outcome), redactor),
             Ending::Error(error) => of_error(error, redactor),

@@ -171,12 +171,7 @@ impl Host {
 
     /// Whether all attempts were made of one that may be repeated.
     async fn is_exhausted(&self, invocation: &QueuedInvocation) -> Result<bool> {
-        let serving = match self.serving_for(&invocation.submission).await {
-            Ok(serving) => Some(serving),
-            Err(error) if error.kind() == ErrorKind::Store => return Err(error),
-            Err(_) => None,
-        };
-        Ok(invocation.attempts >= policy_of(&invocation.submission, serving.as_deref()).attempts())
+        Ok(invocation.attempts >= self.policy_for(&invocation.submission).await?.attempts())
     }
 
     async fn invoke(

@@ -152,12 +152,7 @@ impl Host {
         let submission = &taken.invocation.submission;
         let failure = after_all_attempts(Failure::of(error), &progress);
         progress.failure = Some(failure.clone());
-        let policy = match self.serving_for(submission).await {
-            Ok(serving) => policy_of(submission, Some(&serving)),
-            // It is taken again, and may then be told to whom it is to be told.
-            Err(error) if error.kind() == ErrorKind::Store => return Err(error),
-            Err(_) => policy_of(submission, None),
-        };
+        let policy = self.policy_for(submission).await?;
         let record = match submission.work {
             Work::Invoke => self.final_record(taken, None, &failure).await?,
             Work::Callback { .. } => None,
@@ -173,6 +168,16 @@ impl Host {
         let mut settlement = Settlement::new(settled, progress);
         settlement.followers = followers;
         Ok(settlement)
+    }
+
+    /// How an invocation is tried, as far as that can be told. An error where the store fails: the invocation is taken again, and
+    /// it may be told then.
+    pub(super) async fn policy_for(&self, submission: &Submission) -> Result<AsyncPolicy> {
+        match self.serving_for(submission).await {
+            Ok(serving) => Ok(policy_of(submission, Some(&serving))),
+            Err(error) if error.kind() == ErrorKind::Store => Err(error),
+            Err(_) => Ok(policy_of(submission, None)),
+        }
     }
 
     /// The final record of an invocation that no attempt has left one of.

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use function_gateway_core::forward::exactly;
+use function_gateway_core::forward::sent_stream;
 use function_gateway_core::{
     Body, ByteStream, CallContext, DriverRequest, Error, ErrorKind, Result, for_one_hop, set_call_headers,
 };
@@ -378,11 +378,7 @@ impl From<Body> for RequestBody {
         match body.as_bytes() {
             Some(bytes) => Self::Bytes(bytes.clone()),
             None => {
-                let len = body.len();
-                let stream = match len {
-                    Some(len) => exactly(body.into_stream(), len),
-                    None => body.into_stream(),
-                };
+                let (stream, len) = sent_stream(body);
                 Self::Stream { len, stream, broke: Arc::default() }
             }
         }

@@ -51,16 +51,15 @@ async fn connected<S: AsyncRead + AsyncWrite + Unpin>(
     server: impl Future<Output = io::Result<S>>,
     mut network: watch::Receiver<Network>,
 ) -> io::Result<()> {
-    if *network.borrow_and_update() == Network::Works {
-        let mut server = server.await?;
+    let works = *network.borrow_and_update() == Network::Works;
+    let mut server = if works { Some(server.await?) } else { None };
+    if let Some(server) = &mut server {
         tokio::select! {
-            ended = copy_bidirectional(&mut client, &mut server) => return ended.map(|_| ()),
+            ended = copy_bidirectional(&mut client, server) => return ended.map(|_| ()),
             _ = network.changed() => {}
         }
-        // The server does not learn of it either.
-        let _ = network.wait_for(|network| *network != Network::Silent).await;
-        return Ok(());
     }
+    // Neither side learns that nothing comes through.
     let _ = network.wait_for(|network| *network != Network::Silent).await;
     Ok(())
 }
