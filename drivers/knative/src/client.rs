@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use function_gateway_core::{CallContext, Error, ErrorKind, Principal, Result, SecretProvider, SecretRef, TenantId};
@@ -13,6 +13,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig, NamedCluster};
 use secrecy::SecretString;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 use crate::api::{self, Revision, Service, Status};
 use crate::config::{KnativeAccess, KnativeConfig, OWN_TENANT};
@@ -218,7 +219,7 @@ impl Client {
         let client = kube::Client::try_from(config).map_err(|error| {
             let message =
                 "the client for the API server can't be set up: are certificates and proxy as they have to be?";
-            Error::new(ErrorKind::Misconfigured, message).with_detail(error.to_string())
+            Error::new(ErrorKind::Misconfigured, message).with_source(error)
         })?;
         let made = Made { client, at: Instant::now() };
         *self.made.write().unwrap_or_else(PoisonError::into_inner) = Some(made.clone());
@@ -234,7 +235,7 @@ impl Client {
         let unread = |what: &'static str, error: String| Error::new(ErrorKind::Misconfigured, what).with_detail(error);
         let in_cluster = |error: kube::config::InClusterError| {
             let what = "the service account of this pod can't be read: is the host a pod of the cluster?";
-            unread(what, error.to_string())
+            Error::new(ErrorKind::Misconfigured, what).with_source(error)
         };
         let mut config = match &self.config.access {
             KnativeAccess::InCluster => kube::Config::incluster_dns().map_err(in_cluster)?,
@@ -299,7 +300,7 @@ impl Client {
                 let message = "the credentials for the API server can't be had: does the kubeconfig's plugin run?";
                 Error::new(ErrorKind::Misconfigured, message).with_retry(function_gateway_core::Retry::Transient)
             }
-            error => out_of_reach(OUT_OF_REACH).with_detail(error.to_string()),
+            error => out_of_reach(OUT_OF_REACH).with_source(error),
         })
     }
 
