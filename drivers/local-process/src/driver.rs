@@ -20,8 +20,9 @@ use tokio_util::task::TaskTracker;
 use crate::config::LocalProcessConfig;
 use crate::exec::{self, ExecFunction, Place};
 use crate::limits::{Cgroup, Limits};
-use crate::process::{self, Hold, Processes, Stop};
+use crate::process::{Hold, Processes, Stop};
 use crate::reaper::{self, Mark, Reaper};
+use crate::threads;
 use crate::worker::{self, Site, WorkerFunction, WorkerPorts};
 
 /// How long a shutdown waits for processes that it has killed.
@@ -277,7 +278,7 @@ impl FaasDriver for LocalProcess {
             true => ExecFunction::check(&config, &spec),
             false => worker::Settings::resolve(&config, &spec).err().unwrap_or_default(),
         };
-        process::blocking(&self.runtime, check).await
+        threads::blocking(check).await
     }
 
     fn reference(&self, gateway: &GatewayId, revision: &Revision) -> DriverRef {
@@ -291,7 +292,7 @@ impl FaasDriver for LocalProcess {
         let deployed = match self.find(target) {
             Some(deployed) => deployed,
             None => {
-                let resolving = process::blocking(&self.runtime, self.resolve(request));
+                let resolving = threads::blocking(self.resolve(request));
                 let deployed = Arc::new(resolving.await?.map_err(|violations| {
                     Error::new(ErrorKind::Misconfigured, "the function can't run on this machine")
                         .with_violations(violations)
@@ -347,7 +348,7 @@ impl FaasDriver for LocalProcess {
         let listed = stream::iter(listed.into_iter().map(Ok));
         let ListScope::All(gateway) = &scope else { return Box::pin(listed) };
         // What a gateway holds is asked for when it starts: a good time to end what its last host could not.
-        let sweeping = process::blocking(&self.runtime, self.sweep(gateway));
+        let sweeping = threads::blocking(self.sweep(gateway));
         Box::pin(stream::once(sweeping).filter_map(async |swept| swept.err().map(Err)).chain(listed))
     }
 
@@ -384,7 +385,7 @@ impl FaasDriver for LocalProcess {
         self.running.close();
         let ended = self.end_all(deadline).await;
         let reaper = Arc::clone(&self.reaper);
-        process::blocking(&self.runtime, move || reaper.rest()).await?;
+        threads::blocking(move || reaper.rest()).await?;
         ended
     }
 }

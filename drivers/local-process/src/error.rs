@@ -14,7 +14,12 @@ pub(crate) const MAX_STRING: usize = 128 * 1024;
 const NOT_FOUND: &str = "the function's program was not found";
 const NOT_EXECUTABLE: &str = "the function's program is not executable";
 const BAD_FORMAT: &str = "the function's program is in no format that this machine executes";
-const EXHAUSTED: &str = "this machine can't start another process now";
+const NO_PROCESS: &str = "this machine has no process left for the function: a limit of its user (ulimit -u), of its cgroup \
+                          (pids.max) or of the machine is reached";
+const NO_FILE: &str = "the host has no file descriptor left for the function (ulimit -n)";
+const NO_MORE_FILES: &str = "this machine has no file descriptor left for the function (fs.file-max)";
+const NO_MEMORY: &str = "this machine has no memory left for the function";
+const NO_SPACE: &str = "this machine has no space left for the function";
 
 /// The table. An errno that is not in it is an [`ErrorKind::Engine`] error.
 const TABLE: &[(Errno, ErrorKind, &str)] = &[
@@ -27,11 +32,11 @@ const TABLE: &[(Errno, ErrorKind, &str)] = &[
     (Errno::ISDIR, ErrorKind::Misconfigured, NOT_EXECUTABLE),
     (Errno::NOEXEC, ErrorKind::Misconfigured, BAD_FORMAT),
     (Errno::LIBBAD, ErrorKind::Misconfigured, BAD_FORMAT),
-    (Errno::AGAIN, ErrorKind::Unavailable, EXHAUSTED),
-    (Errno::MFILE, ErrorKind::Unavailable, EXHAUSTED),
-    (Errno::NFILE, ErrorKind::Unavailable, EXHAUSTED),
-    (Errno::NOMEM, ErrorKind::Unavailable, EXHAUSTED),
-    (Errno::NOSPC, ErrorKind::Unavailable, EXHAUSTED),
+    (Errno::AGAIN, ErrorKind::Unavailable, NO_PROCESS),
+    (Errno::MFILE, ErrorKind::Unavailable, NO_FILE),
+    (Errno::NFILE, ErrorKind::Unavailable, NO_MORE_FILES),
+    (Errno::NOMEM, ErrorKind::Unavailable, NO_MEMORY),
+    (Errno::NOSPC, ErrorKind::Unavailable, NO_SPACE),
     (Errno::TXTBSY, ErrorKind::Unavailable, "the function's program is being written to"),
 ];
 

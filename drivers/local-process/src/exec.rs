@@ -28,9 +28,11 @@ use tokio_util::task::TaskTracker;
 use crate::config::LocalProcessConfig;
 use crate::error;
 use crate::identity::Identity;
+use crate::limits;
 use crate::process::{self, Group, Hold, Input, Process, Processes, Started};
 use crate::program::Program;
 use crate::settings::{Annotations, check_variables};
+use crate::threads;
 
 /// The annotation that gives the content type of the result.
 const CONTENT_TYPE_ANNOTATION: &str = "content-type";
@@ -191,7 +193,7 @@ pub(crate) async fn invoke(
     let mut bytes = body.as_bytes().cloned().unwrap_or_default();
     let input = Input::new(&mut bytes, body.is_stream())?;
     let (program, processes, owner) = (Arc::clone(&function.program), Arc::clone(processes), runtime.clone());
-    let starting = process::blocking(runtime, move || {
+    let starting = threads::blocking(move || {
         process::start(command, input, &processes, &owner, hold).map_err(|error| program.explain(error))
     });
     let Started { process, stdin, stdout, stderr } = starting.await??;
@@ -387,15 +389,19 @@ fn conclude(group: &Group, status: ExitStatus) -> Result<Option<FunctionFailure>
     {
         return Err(stop.error());
     }
-    Ok(failure_of(status))
+    Ok(failure_of(status, group.out_of_memory()))
 }
 
-fn failure_of(status: ExitStatus) -> Option<FunctionFailure> {
+/// How the function failed, if it did; with the bytes of memory that it may have where it was killed for needing more.
+fn failure_of(status: ExitStatus, out_of_memory: Option<u64>) -> Option<FunctionFailure> {
     let (exit_status, signal) = (status.code(), status.signal());
     let message = match (exit_status, signal) {
         (Some(0), _) => return None,
         (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("ended by signal {signal}"),
+        (None, Some(signal)) => match out_of_memory {
+            Some(bytes) => limits::killed_for_memory(bytes),
+            None => format!("ended by signal {signal}"),
+        },
         (None, None) => status.to_string(),
     };
     let mut failure = FunctionFailure::new(message);
@@ -470,7 +476,7 @@ mod tests {
 
     #[test]
     fn a_failure_says_how_the_process_ended() {
-        let ended = |raw| failure_of(ExitStatus::from_raw(raw));
+        let ended = |raw| failure_of(ExitStatus::from_raw(raw), None);
         assert_eq!(ended(0), None);
         let failed = ended(3 << 8).unwrap();
         assert_eq!((failed.message.as_str(), failed.exit_status, failed.signal), ("exit status 3", Some(3), None));
@@ -479,5 +485,7 @@ mod tests {
             (killed.message.as_str(), killed.exit_status, killed.signal),
             ("ended by signal 11", None, Some(11))
         );
+        let killed = failure_of(ExitStatus::from_raw(9), Some(64 << 20)).unwrap();
+        assert!(killed.message.contains("67108864 bytes") && killed.signal == Some(9), "{killed:?}");
     }
 }

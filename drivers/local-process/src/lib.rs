@@ -36,6 +36,7 @@ mod process;
 mod program;
 mod reaper;
 mod settings;
+mod threads;
 mod worker;
 
 pub use config::LocalProcessConfig;

@@ -7,8 +7,8 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use function_gateway_core::{Error, ErrorKind, FunctionSpec, Result};
 use rustix::process::{Pid, Resource, Rlimit};
@@ -32,6 +32,10 @@ impl Limits {
         Self { memory_bytes: spec.limits.memory_bytes, cpu_millis: spec.limits.cpu_millis, cgroup }
     }
 
+    pub(crate) fn memory_bytes(&self) -> Option<u64> {
+        self.memory_bytes
+    }
+
     /// Holds a process that was just started, and what it starts from now on, to the limits. Whoever gets an error must
     /// end the process.
     pub(crate) fn apply(&self, process: Pid) -> io::Result<Option<Confined>> {
@@ -39,7 +43,7 @@ impl Limits {
             return Ok(None);
         }
         if let Some(cgroup) = &self.cgroup {
-            return cgroup.confine(process, self).map(Some);
+            return Cgroup::confine(cgroup, process, self).map(Some);
         }
         if let Some(bytes) = self.memory_bytes {
             let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
@@ -49,12 +53,19 @@ impl Limits {
     }
 }
 
+/// What is said of a process that the kernel has killed.
+pub(crate) fn killed_for_memory(limit: u64) -> String {
+    format!("killed for needing more than the {limit} bytes of memory that it may have (limits.memory_bytes)")
+}
+
 /// A part of the cgroup tree that is the host's.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     folder: PathBuf,
     /// Numbers the groups.
     next: AtomicU64,
+    /// Groups whose processes were killed and had not ended yet.
+    ending: Mutex<Vec<PathBuf>>,
 }
 
 impl Cgroup {
@@ -94,15 +105,19 @@ impl Cgroup {
             // One in which a process still runs is another host's, and can't be removed.
             let _ = fs::remove_dir(group.path());
         }
-        Ok(Self { folder: folder.to_owned(), next: AtomicU64::new(0) })
+        Ok(Self { folder: folder.to_owned(), next: AtomicU64::new(0), ending: Mutex::default() })
     }
 
-    fn confine(&self, process: Pid, limits: &Limits) -> io::Result<Confined> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let confined = Confined { folder: self.folder.join(format!("{PREFIX}{}-{number}", std::process::id())) };
-        fs::create_dir(&confined.folder)?;
+    fn confine(this: &Arc<Self>, process: Pid, limits: &Limits) -> io::Result<Confined> {
+        this.clear();
+        let number = this.next.fetch_add(1, Ordering::Relaxed);
+        let folder = this.folder.join(format!("{PREFIX}{}-{number}", std::process::id()));
+        fs::create_dir(&folder)?;
+        let confined = Confined { folder, cgroup: Arc::clone(this) };
         if let Some(bytes) = limits.memory_bytes {
             confined.write("memory.max", &bytes.to_string())?;
+            // What does not fit is not to be swapped out instead. Kernels without swap have no such file.
+            let _ = confined.write("memory.swap.max", "0");
             // One of several processes that is killed for memory takes the others with it. Older kernels have no such file.
             let _ = confined.write("memory.oom.group", "1");
         }
@@ -112,12 +127,19 @@ impl Cgroup {
         confined.write("cgroup.procs", &process.as_raw_nonzero().to_string())?;
         Ok(confined)
     }
+
+    /// Removes the groups whose processes have ended by now.
+    fn clear(&self) {
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        ending.retain(|folder| fs::remove_dir(folder).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
+    }
 }
 
 /// The group of one process and of all that it has started. Removed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Confined {
     folder: PathBuf,
+    cgroup: Arc<Cgroup>,
 }
 
 impl Confined {
@@ -129,13 +151,22 @@ impl Confined {
     pub(crate) fn kill(&self) {
         let _ = self.write("cgroup.kill", "1");
     }
+
+    /// Whether the kernel has killed any of them for memory.
+    pub(crate) fn was_out_of_memory(&self) -> bool {
+        let events = fs::read_to_string(self.folder.join("memory.events")).unwrap_or_default();
+        events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
+    }
 }
 
 impl Drop for Confined {
     fn drop(&mut self) {
         self.kill();
-        // What was just killed may be about to end. Then the next host removes the group, which holds nothing.
-        let _ = fs::remove_dir(&self.folder);
+        if fs::remove_dir(&self.folder).is_err() {
+            // What was just killed may be about to end: the next process to be confined, or the next host, removes the group.
+            let folder = std::mem::take(&mut self.folder);
+            self.cgroup.ending.lock().unwrap_or_else(PoisonError::into_inner).push(folder);
+        }
     }
 }
 
@@ -166,11 +197,39 @@ mod tests {
         let confined = limits(Some(64 << 20), Some(250), folder.path()).apply(pid).unwrap().unwrap();
         let read = |name: &str| fs::read_to_string(confined.folder.join(name)).unwrap();
         assert_eq!(read("memory.max"), (64 << 20).to_string());
+        assert_eq!(read("memory.swap.max"), "0");
         assert_eq!(read("memory.oom.group"), "1");
         assert_eq!(read("cpu.max"), "25000 100000");
         assert_eq!(read("cgroup.procs"), "4711");
         confined.kill();
         assert_eq!(read("cgroup.kill"), "1");
+    }
+
+    #[test]
+    fn an_end_for_want_of_memory_is_told_from_others() {
+        let folder = delegated("cpu memory", "cpu memory");
+        let confined = limits(Some(1), None, folder.path()).apply(Pid::from_raw(4711).unwrap()).unwrap().unwrap();
+        assert!(!confined.was_out_of_memory());
+        for (count, expected) in [("0", false), ("1", true), ("12", true)] {
+            let events = format!("low 0\nhigh 0\nmax 3\noom 1\noom_kill {count}\noom_group_kill 7\n");
+            confined.write("memory.events", &events).unwrap();
+            assert_eq!(confined.was_out_of_memory(), expected, "{events}");
+        }
+    }
+
+    /// A folder that holds something can't be removed, as a group can't in which a process still runs.
+    #[test]
+    fn a_group_that_could_not_be_removed_at_once_is_later() {
+        let folder = delegated("cpu memory", "cpu memory");
+        let (limits, pid) = (limits(Some(1), None, folder.path()), Pid::from_raw(4711).unwrap());
+        let confined = limits.apply(pid).unwrap().unwrap();
+        let first = confined.folder.clone();
+        drop(confined);
+        assert!(first.exists());
+        fs::remove_dir_all(&first).unwrap();
+        fs::create_dir(&first).unwrap();
+        let second = limits.apply(pid).unwrap().unwrap();
+        assert!(!first.exists() && second.folder.exists());
     }
 
     #[test]

@@ -18,8 +18,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::error;
 use crate::limits::{Confined, Limits};
@@ -66,18 +66,6 @@ pub(crate) struct Started {
     pub(crate) stderr: pipe::Receiver,
 }
 
-/// Runs work that blocks apart from the runtime's own threads. Dropping the future drops work that has not begun, and
-/// the result of work that has.
-pub(crate) async fn blocking<T: Send + 'static>(
-    runtime: &Handle,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T> {
-    AbortOnDropHandle::new(runtime.spawn_blocking(work)).await.map_err(|error| {
-        let delivery = if error.is_cancelled() { Delivery::NotSent } else { Delivery::Unknown };
-        Error::new(ErrorKind::Internal, "the driver's runtime has stopped").with_delivery(delivery).with_source(error)
-    })
-}
-
 /// What goes into a process.
 #[derive(Debug)]
 pub(crate) struct Input {
@@ -112,7 +100,7 @@ impl Input {
 ///
 /// `std` starts it by `posix_spawn`, which does not copy the host's page tables, as long as the program is an absolute
 /// path and the command has no `pre_exec`, user or group. Still the calling thread waits until the program is loaded,
-/// from a slow disk perhaps, so it must not be one of the runtime's own.
+/// from a slow disk perhaps, so it must not be one of the runtime's.
 pub(crate) fn start(
     mut command: Command,
     input: Input,
@@ -164,7 +152,7 @@ impl Unwatched {
         // Watched from here on, and reaped by its number.
         processes.reaper.register(pid);
         self.0 = None;
-        let state = Mutex::new(State { end: None, hold: Some(hold), confined });
+        let state = Mutex::new(State { end: None, hold: Some(hold), confined, out_of_memory: false });
         let group = processes.admit(|id| Group {
             id,
             pid,
@@ -228,6 +216,8 @@ struct State {
     hold: Option<Hold>,
     /// The group that holds it to its limits.
     confined: Option<Confined>,
+    /// Whether the kernel has killed it, or what it had started, for memory.
+    out_of_memory: bool,
 }
 
 impl Group {
@@ -281,6 +271,11 @@ impl Group {
         self.stop.get().copied()
     }
 
+    /// The bytes of memory that it may have, where it was killed for needing more.
+    pub(crate) fn out_of_memory(&self) -> Option<u64> {
+        self.processes.limits.memory_bytes().filter(|_| self.state().out_of_memory)
+    }
+
     /// Waits until the process has ended, kills what is left of its group, and reaps it. Any number of callers get the
     /// same status. Cancel-safe.
     pub(crate) async fn ended(&self) -> io::Result<ExitStatus> {
@@ -301,7 +296,8 @@ impl Group {
             if state.end.is_some() {
                 self.processes.reaper.forget(self.pid);
                 self.processes.forget(self.id);
-                state.confined = None;
+                let confined = state.confined.take();
+                state.out_of_memory = confined.is_some_and(|confined| confined.was_out_of_memory());
                 state.hold = None;
             }
         }

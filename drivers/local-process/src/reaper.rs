@@ -18,6 +18,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
 
+use crate::threads;
+
 /// The variable that marks every process of a driver.
 pub(crate) const VARIABLE: &str = "FUNCTION_HOST";
 
@@ -189,8 +191,7 @@ impl Reaper {
             // Readable once it has ended: somebody has killed it, or it is no longer needed.
             let ended = watched.readable().await.map(drop);
             let Some(reaper) = reaper.upgrade().filter(|_| ended.is_ok()) else { return };
-            let runtime = reaper.runtime.clone();
-            runtime.spawn_blocking(move || reaper.replace(number));
+            reaper.replace(number);
         });
         Ok(())
     }
@@ -218,16 +219,23 @@ impl Reaper {
         }
     }
 
-    /// Starts another shell in place of one that has ended.
-    fn replace(self: &Arc<Self>, number: u64) {
+    /// Has another shell started in place of one that has ended. Where that fails, the next process to be started does it.
+    fn replace(self: Arc<Self>, number: u64) {
         let mut state = self.state();
         let ended = if state.started == number { state.shell.take() } else { None };
         drop(state);
         let Some(ended) = ended else { return };
+        // It has ended, so this does not wait.
         ended.end();
         tracing::warn!("the process that ends functions when their host dies was killed; another one is started");
-        if let Err(error) = self.ensure() {
-            tracing::error!(%error, "functions may outlive their host");
+        let failed = |error: &dyn std::error::Error| tracing::error!(%error, "functions may outlive their host");
+        let started = threads::start(move || {
+            if let Err(error) = self.ensure() {
+                failed(&error);
+            }
+        });
+        if let Err(error) = started {
+            failed(&error);
         }
     }
 
@@ -264,8 +272,8 @@ impl Reaper {
 impl Drop for Reaper {
     fn drop(&mut self) {
         if let Some(shell) = self.state().shell.take() {
-            // Where the runtime is gone, the closure is dropped: the pipe ends, and the zombie is the system's.
-            drop(self.runtime.spawn_blocking(move || shell.end()));
+            // Without a thread the closure is dropped: the pipe ends, and the zombie is the system's.
+            let _ = threads::start(move || shell.end());
         }
     }
 }

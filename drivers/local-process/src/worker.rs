@@ -30,9 +30,11 @@ use tokio_util::task::TaskTracker;
 use crate::config::LocalProcessConfig;
 use crate::error;
 use crate::identity::Identity;
+use crate::limits;
 use crate::process::{self, Group, Hold, Input, Process, Processes, Started, Stop};
 use crate::program::Program;
 use crate::settings::{Annotations, check_variables};
+use crate::threads;
 use http::Client;
 use lambda::{Listening, RuntimeApi};
 use listen::{Listen, Place, Ports};
@@ -240,7 +242,7 @@ impl Launcher {
     async fn launch(self: Arc<Self>) -> Result<Arc<Worker>> {
         let hold = (self.site.admit)()?;
         let this = Arc::clone(&self);
-        let starting = process::blocking(&self.site.runtime, move || this.start(hold));
+        let starting = threads::blocking(move || this.start(hold));
         let starting = starting.await??;
         let worker = Arc::clone(&starting.0);
         let waiting_for = Mutex::new(Cow::Borrowed("to start"));
@@ -248,7 +250,7 @@ impl Launcher {
             match &worker.link {
                 Link::Http(client) => {
                     let path = self.revision.spec.readiness_path.as_deref();
-                    listen::ready(client, path, worker.group.leader(), &self.site.runtime, &waiting_for).await
+                    listen::ready(client, path, worker.group.leader(), &waiting_for).await
                 }
                 Link::Lambda(api) => api.ready().await,
             }
@@ -283,7 +285,7 @@ impl Launcher {
                     "the worker was given {given:?} {waited} on {address}, where the variable {variable} sends it"
                 );
                 let leader = worker.group.leader();
-                let elsewhere = process::blocking(&self.site.runtime, move || listen::elsewhere(leader)).await;
+                let elsewhere = threads::blocking(move || listen::elsewhere(leader)).await;
                 match elsewhere.ok().flatten() {
                     Some(addresses) => format!("{told}; it listens on {addresses}"),
                     None => told,
@@ -463,7 +465,9 @@ impl Worker {
         self.link.close();
         let error = match (status, self.group.stopped()) {
             (_, Some(stop)) => stop.error(),
-            (Ok(status), None) => self.told(how_it_ended(status, self.ready.get().is_some())),
+            (Ok(status), None) => {
+                self.told(how_it_ended(status, self.group.out_of_memory(), self.ready.get().is_some()))
+            }
             (Err(error), None) => error::of_io(error, Delivery::Unknown),
         };
         self.end.get_or_init(|| error.with_delivery(Delivery::NotSent));
@@ -519,12 +523,13 @@ fn not_the_protocol() -> Error {
     Error::new(ErrorKind::Internal, "a worker of another protocol was asked").with_delivery(Delivery::NotSent)
 }
 
-fn how_it_ended(status: ExitStatus, was_ready: bool) -> Error {
-    let how = match (status.code(), status.signal()) {
-        (Some(code), _) => format!("with exit status {code}"),
-        (None, Some(signal)) => format!("by signal {signal}"),
-        (None, None) => status.to_string(),
+fn how_it_ended(status: ExitStatus, out_of_memory: Option<u64>, was_ready: bool) -> Error {
+    let how = match (status.code(), status.signal(), out_of_memory) {
+        (Some(code), _, _) => format!("ended with exit status {code}"),
+        (None, Some(_), Some(bytes)) => format!("was {}", limits::killed_for_memory(bytes)),
+        (None, Some(signal), None) => format!("ended by signal {signal}"),
+        (None, None, _) => format!("ended: {status}"),
     };
     let when = if was_ready { "" } else { " before it was ready" };
-    Error::new(ErrorKind::FunctionBroken, format!("the worker ended {how}{when}")).with_retry(Retry::Transient)
+    Error::new(ErrorKind::FunctionBroken, format!("the worker {how}{when}")).with_retry(Retry::Transient)
 }

@@ -10,13 +10,12 @@ use std::time::Duration;
 
 use function_gateway_core::{Error, ErrorKind, Result};
 use rustix::process::Pid;
-use tokio::runtime::Handle;
 
 use super::http::{Address, Client};
 use super::sockets::{self, Listener};
 use crate::identity::Identity;
-use crate::process;
 use crate::settings::{Annotations, is_reserved};
+use crate::threads;
 
 /// Between two looks at a worker that is starting: from the first, growing, to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -137,13 +136,12 @@ pub(crate) async fn ready(
     client: &Arc<Client>,
     readiness_path: Option<&str>,
     group: Pid,
-    runtime: &Handle,
     waiting_for: &Mutex<Cow<'static, str>>,
 ) -> Result<()> {
     let now_for = |what: Cow<'static, str>| *waiting_for.lock().unwrap_or_else(PoisonError::into_inner) = what;
     let mut pauses = Pauses(FIRST_PAUSE);
     now_for("to listen".into());
-    while !listens(client, group, runtime).await? {
+    while !listens(client, group).await? {
         pauses.next().await;
     }
     let Some(path) = readiness_path else { return Ok(()) };
@@ -167,12 +165,12 @@ impl Pauses {
     }
 }
 
-async fn listens(client: &Client, group: Pid, runtime: &Handle) -> Result<bool> {
+async fn listens(client: &Client, group: Pid) -> Result<bool> {
     let Ok(owner) = client.knock().await else { return Ok(false) };
     let listener = match (client.address(), owner) {
         (Address::Port(port), _) => {
             let port = *port;
-            process::blocking(runtime, move || sockets::listener(port, group)).await?
+            threads::blocking(move || sockets::listener(port, group)).await?
         }
         (Address::Socket(_), owner) => {
             let owner = owner.and_then(|pid| sockets::group_of(pid.cast_unsigned()));

@@ -222,6 +222,12 @@ async fn answer(behaviour: &str, request: Request<Incoming>) -> Answer {
         "fail" => answered(StatusCode::INTERNAL_SERVER_ERROR, "it went wrong"),
         "reject" => answered(StatusCode::BAD_REQUEST, "no"),
         "hang" => std::future::pending().await,
+        "hog" => {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let mebibytes: usize = std::str::from_utf8(&body).unwrap().parse().unwrap();
+            drop(std::hint::black_box(vec![1_u8; mebibytes << 20]));
+            answered(StatusCode::OK, body)
+        }
         "large" => answered(StatusCode::OK, vec![0; with.parse().unwrap()]),
         "endless" => {
             streamed(StatusCode::OK, stream::repeat_with(|| Ok(Bytes::from_static(&[0; 65536]))).inspect(keep))

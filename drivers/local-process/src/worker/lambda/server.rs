@@ -26,7 +26,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::answer::{Posted, Verdict};
 use super::payload::{Connection, Handed, Outgoing, Unwritten};
 use super::{Event, Line, Refusal, Reply, Shared, document};
-use crate::process;
+use crate::threads;
 use crate::worker::sockets;
 
 const PREFIX: &str = "/2018-06-01/runtime/";
@@ -76,9 +76,9 @@ pub(super) async fn accept(listener: TcpListener, site: Site) {
 }
 
 async fn serve(mut stream: TcpStream, peer: SocketAddr, site: Site, _open: (OwnedSemaphorePermit, TaskTrackerToken)) {
-    let Site { shared, group, runtime, .. } = site;
+    let Site { shared, group, .. } = site;
     let Ok(server) = stream.local_addr() else { return };
-    let verified = process::blocking(&runtime, move || sockets::is_client_of(peer, server, group));
+    let verified = threads::blocking(move || sockets::is_client_of(peer, server, group));
     match shared.closing.run_until_cancelled(verified).await {
         Some(Ok(true)) => {}
         Some(Ok(false)) => {
