@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use crate::workspace::Workspace;
 
 mod architecture;
+mod cgroup;
 mod docs;
 mod files;
 mod instructions;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::servers::{self, Servers};
 use crate::workspace::{Package, Workspace, answers, is_root, output, run};
-use crate::{Result, architecture, docs, instructions, licences, readme, runtimes, tidy};
+use crate::{Result, architecture, cgroup, docs, instructions, licences, readme, runtimes, tidy};
 
 pub(crate) const SUMMARY: &str = "Run every check and test; the steps, in order, or only those that are named";
 pub(crate) const HELP: &str = "\
@@ -21,6 +21,7 @@ Steps, cheap ones first; the first that fails ends the run:
   features       each published crate alone, without features and with each of them
   runtimes       the runtimes of others that functions of the tests need, from their registries
   test           all tests, doc tests included, and those that need the runtimes or a database server
+  cgroup         local processes that the kernel's cgroups limit, in a virtual machine
   api-docs       cargo doc, warnings are errors
   docs           the generated sections of documents are up to date
   examples       every example runs and ends well
@@ -32,13 +33,17 @@ The step `test` starts PostgreSQL and MariaDB in a temporary folder, and stops t
 servers to use instead; their user must have the right to create databases:
 
 FUNCTION_GATEWAY_TEST_POSTGRES_URL    such as postgres://user:password@localhost/postgres
-FUNCTION_GATEWAY_TEST_MYSQL_URL       such as mysql://user:password@localhost/mysql";
+FUNCTION_GATEWAY_TEST_MYSQL_URL       such as mysql://user:password@localhost/mysql
+
+The step `cgroup` boots Debian's kernel in QEMU, on x86-64. FUNCTION_GATEWAY_TEST_CGROUP names a folder of the cgroup tree
+to use instead: of version 2, delegated with the controllers memory and cpu, enabled for what is below it and with no
+process in it, such as one that `systemd-run --property=Delegate=yes` has made.";
 
 /// Set for the tests: what can't run here fails instead of being skipped.
 const TEST_ENVIRONMENT: &[(&str, &str)] = &[("FUNCTION_GATEWAY_CONFORMANCE_STRICT", "1")];
 
-/// Parts of the names of ignored tests that run here: those that need the runtimes, and those that need a server.
-const NEEDS: [&str; 2] = ["real_runtime", "on_server"];
+/// Parts of the names of ignored tests that run here: those that need the runtimes, a server, or namespaces of the kernel.
+const NEEDS: [&str; 3] = ["real_runtime", "on_server", "in_pod"];
 
 /// Something that tests and sample functions use.
 struct Tool {
@@ -60,6 +65,10 @@ const TOOLS: &[Tool] = &[
     Tool { name: "npm", is_there: || ends_well("npm", &["--version"]), package: "npm" },
     Tool { name: "curl", is_there: || ends_well("curl", &["--version"]), package: "curl" },
     Tool { name: "valgrind", is_there: || ends_well("valgrind", &["--version"]), package: "valgrind" },
+    Tool { name: "unshare", is_there: || ends_well("unshare", &["--version"]), package: "util-linux" },
+    Tool { name: "ip", is_there: || ends_well("ip", &["-Version"]), package: "iproute2" },
+    Tool { name: "QEMU", is_there: || ends_well("qemu-system-x86_64", &["--version"]), package: "qemu-system-x86" },
+    Tool { name: "busybox", is_there: || ends_well("busybox", &["true"]), package: "busybox-static" },
     Tool { name: "PostgreSQL", is_there: servers::has_postgres, package: "postgresql" },
     Tool { name: "MariaDB", is_there: servers::has_mariadb, package: "mariadb-server" },
 ];
@@ -79,6 +88,7 @@ const STEPS: &[Step] = &[
     Step { name: "features", run: features },
     Step { name: "runtimes", run: runtimes::command },
     Step { name: "test", run: test },
+    Step { name: "cgroup", run: cgroup::check },
     Step { name: "api-docs", run: api_docs },
     Step { name: "docs", run: |workspace| docs::update(workspace, true) },
     Step { name: "examples", run: examples },
