@@ -8,6 +8,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -34,6 +35,11 @@ use hyper::client::conn::http1;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, TcpStream};
 
 /// That of `local-gateway`, for both servers.
@@ -335,6 +341,36 @@ async fn closed_loop(server: &Arc<Server>, at_a_time: usize) -> (f64, f64) {
     (calls / start.elapsed().as_secs_f64(), used.as_secs_f64() / calls * 10_000.0)
 }
 
+/// A timer of the kernel. Those of the runtime have a grain of 1 ms: at a steady rate all that is due in it would come at once.
+struct Alarm(AsyncFd<OwnedFd>);
+
+impl Alarm {
+    fn new() -> Self {
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC).unwrap();
+        #[expect(deprecated, reason = "its replacement is unsafe for the sake of types that may lose their descriptor")]
+        let timer = AsyncFd::with_interest(timer, Interest::READABLE).unwrap();
+        Self(timer)
+    }
+
+    async fn at(&self, due: Instant) {
+        let left = due.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let once = Itimerspec { it_interval: zero, it_value: Timespec::try_from(left).unwrap() };
+        timerfd_settime(self.0.get_ref(), TimerfdTimerFlags::empty(), &once).unwrap();
+        loop {
+            let mut ready = self.0.readable().await.unwrap();
+            match rustix::io::read(self.0.get_ref(), &mut [0; 8]) {
+                Ok(_) => return,
+                Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+                Err(errno) => panic!("the timer: {errno}"),
+            }
+        }
+    }
+}
+
 /// The times of requests that are due at a steady rate, each from when it was due: one that waits for its connection counts too.
 async fn open_loop(server: &Arc<Server>, rate: f64, connections: u32, how_long: Duration) -> Vec<Duration> {
     let mut senders = Vec::new();
@@ -349,6 +385,7 @@ async fn open_loop(server: &Arc<Server>, rate: f64, connections: u32, how_long: 
         .map(|(mut sender, first)| {
             let server = Arc::clone(server);
             tokio::spawn(async move {
+                let alarm = Alarm::new();
                 let mut times = Vec::new();
                 let mut number = first;
                 loop {
@@ -356,7 +393,7 @@ async fn open_loop(server: &Arc<Server>, rate: f64, connections: u32, how_long: 
                     if due - start > how_long {
                         return times;
                     }
-                    tokio::time::sleep_until(due.into()).await;
+                    alarm.at(due).await;
                     assert_eq!(call(&mut sender, server.request()).await, 200);
                     times.push(due.elapsed());
                     number += connections;

@@ -194,6 +194,16 @@ fn multiply(url: &str, size: Size) -> String {
         name("i"),
     );
     script.push_str(if url.starts_with("sqlite:") { "ANALYZE;\n" } else { "VACUUM ANALYZE;\n" });
+    // Read once, by the index, so that server and system hold what they have room for: what is measured is a store in use, and not
+    // the disk under a new one.
+    let by_index =
+        if url.starts_with("sqlite:") { "" } else { "SET enable_seqscan = off; SET enable_bitmapscan = off; " };
+    for (table, column, key) in [("fg_functions", "spec", "tenant, name"), ("fg_invocations", "document", "id")] {
+        let _ = writeln!(
+            script,
+            "{by_index}SELECT sum(length({column})) FROM (SELECT {column} FROM {table} ORDER BY {key}) AS all_rows;"
+        );
+    }
     script
 }
 

@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::{env, fs, process};
 
-use function_gateway::callbacks::{CallbackConfig, HttpCallbacks};
-use function_gateway::drivers::knative::{Knative, KnativeConfig};
-use function_gateway::drivers::local_process::{LocalProcess, LocalProcessConfig};
-use function_gateway::drivers::openfaas::{OpenFaas, OpenFaasConfig};
+use function_gateway::callbacks::HttpCallbacks;
+use function_gateway::drivers::knative::Knative;
+use function_gateway::drivers::local_process::LocalProcess;
+use function_gateway::drivers::openfaas::OpenFaas;
 use function_gateway::events::EventBroker;
 use function_gateway::middleware::secrets::{Secrets, SecretsOptions};
 use function_gateway::middleware::validation::Validation;
@@ -22,7 +22,7 @@ use function_gateway::{
     Retention, ScopeAuthorizer, Secret, SecretChain, SecretProvider, TenantId, WorkerConfig,
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use serde::Deserialize as _;
+use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -97,12 +97,23 @@ async fn gateway(config: &Config, store: SqlStore) -> Result<Gateway> {
 }
 
 fn callbacks(settings: &toml::Table) -> Result<HttpCallbacks> {
-    let config: CallbackConfig = serde_path_to_error::deserialize(settings.clone())
-        .map_err(|error| Failure::usage(format!("`callbacks.{}`: {}", error.path(), error.inner().message())))?;
-    HttpCallbacks::new(config).map_err(|error| {
-        let failure = Failure::from(error);
-        Failure { message: format!("`callbacks`: {}", failure.message), ..failure }
+    HttpCallbacks::new(read("callbacks", settings)?).map_err(|error| refused("callbacks", error))
+}
+
+/// Reads what a library is set up with, and says where what is wrong stands.
+fn read<T: DeserializeOwned>(place: &str, settings: &toml::Table) -> Result<T> {
+    serde_path_to_error::deserialize(settings.clone()).map_err(|error| {
+        let place = match error.path().iter().next() {
+            Some(_) => format!("{place}.{}", error.path()),
+            None => place.to_owned(),
+        };
+        Failure::usage(format!("`{place}`: {}", error.inner().message()))
     })
+}
+
+fn refused(place: &str, error: function_gateway::Error) -> Failure {
+    let failure = Failure::from(error);
+    Failure { message: format!("`{place}`: {}", failure.message), ..failure }
 }
 
 fn gateway_config(config: &Config) -> GatewayConfig {
@@ -148,19 +159,12 @@ fn worker_config(workers: &Workers) -> WorkerConfig {
 }
 
 fn driver(name: &DriverName, driver: &Driver, secrets: &SecretChain) -> Result<Arc<dyn FaasDriver>> {
-    let unread = |error: toml::de::Error| Failure::usage(format!("`drivers.{name}`: {}", error.message()));
-    let refused = |error: function_gateway::Error| {
-        let failure = Failure::from(error);
-        Failure { message: format!("`drivers.{name}`: {}", failure.message), ..failure }
-    };
-    let settings = driver.settings.clone();
+    let place = format!("drivers.{name}");
+    let refused = |error| refused(&place, error);
     Ok(match driver.kind {
-        DriverKind::LocalProcess => {
-            let config = LocalProcessConfig::deserialize(settings).map_err(unread)?;
-            Arc::new(LocalProcess::new(config).map_err(refused)?)
-        }
+        DriverKind::LocalProcess => Arc::new(LocalProcess::new(read(&place, &driver.settings)?).map_err(refused)?),
         DriverKind::Knative => {
-            let config = KnativeConfig::deserialize(settings).map_err(unread)?;
+            let config = read(&place, &driver.settings)?;
             let driver = match secrets.is_empty() {
                 true => Knative::new(config),
                 false => Knative::with_secrets(config, Arc::new(secrets.clone())),
@@ -168,7 +172,7 @@ fn driver(name: &DriverName, driver: &Driver, secrets: &SecretChain) -> Result<A
             Arc::new(driver.map_err(refused)?)
         }
         DriverKind::OpenFaas => {
-            let config = OpenFaasConfig::deserialize(settings).map_err(unread)?;
+            let config = read(&place, &driver.settings)?;
             let driver = match secrets.is_empty() {
                 // It says so where it needs some.
                 true => OpenFaas::new(config),

@@ -124,7 +124,14 @@ fn what_is_wrong_in_flags_is_told() {
             "the flag --set: `cors.origins`: \"a.example\" is no origin",
         ),
         (&["--set", "drivers.x.kind=openfaas", "--set", "drivers.x.auth.bearer.token=t"], "`drivers.x`: "),
-        (&["--set", "drivers.x.kind=openfaas", "--set", "drivers.x.max_workers=1"], "`drivers.x`: unknown field"),
+        (
+            &["--set", "drivers.x.kind=openfaas", "--set", "drivers.x.max_workers=1"],
+            "`drivers.x.max_workers`: unknown field",
+        ),
+        (
+            &["--set", "drivers.x.kind=knative", "--set", "drivers.x.http_version=http3"],
+            "`drivers.x.http_version`: unknown variant `http3`",
+        ),
         (&["--set", "drivers.x.kind=knative", "--set", "drivers.x.page_size=0"], "`drivers.x`: page_size"),
         (&["--authentication", "jwt"], "`authentication.jwt.issuer` is needed"),
         (&["--log-level", "info,=x"], "`log.level`"),
