@@ -2,8 +2,8 @@
 //! time, and the time of a request at half of the load that saturates it.
 //!
 //! Each server is a process of its own (this program, started again), with its own worker. The load comes from this process.
-//! `-- overload` measures what a function at its limit does under ten times the load that it can take, and `-- stream` how much
-//! memory 1 GiB up and down takes; both are left out without their names.
+//! `-- unrecorded` does the same without records, `-- overload` measures what a function at its limit does under ten times the
+//! load that it can take, and `-- stream` how much memory 1 GiB up and down takes; they are left out without their names.
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a benchmark")]
 
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -22,8 +22,8 @@ use function_gateway_benches::{caller, parse};
 use function_gateway_core::store::sql::{SqlStore, SqlStoreOptions};
 use function_gateway_core::{
     AccessManager as _, CallContext, DeployRequest, FaasDriver as _, FunctionId, FunctionKey, FunctionManager as _,
-    FunctionSpec, Gateway, Generation, NewApiKey, Principal, ProcessWorkload, Protocol, Revision, RevisionReason,
-    ScopeAuthorizer, Timestamp,
+    FunctionSpec, Gateway, Generation, NewApiKey, Principal, ProcessWorkload, Protocol, RecordMode, Revision,
+    RevisionReason, ScopeAuthorizer, Timestamp,
 };
 use function_gateway_local_process::{LocalProcess, LocalProcessConfig};
 use function_gateway_rest::serve::{ServeOptions, serve};
@@ -60,7 +60,10 @@ fn main() {
     // One thread, so that the load takes as little as it can from what is measured.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     if args.is_empty() || wants("requests") {
-        runtime.block_on(requests(&worker));
+        runtime.block_on(requests(&worker, "/v1/functions/worker/invocations"));
+    }
+    if wants("unrecorded") {
+        runtime.block_on(requests(&worker, "/v1/functions/unrecorded/invocations"));
     }
     if wants("overload") {
         runtime.block_on(overload(&worker));
@@ -163,6 +166,9 @@ async fn gateway(worker: &Path, folder: &Path) -> (Gateway, String) {
     let admin = Principal::new(parse("acme"), parse("ada")).with_scope("admin");
     let cx = CallContext::new(admin);
     gateway.create(&cx, &parse("worker"), spec(worker)).await.unwrap();
+    let mut unrecorded = spec(worker);
+    unrecorded.record.mode = Some(RecordMode::Off);
+    gateway.create(&cx, &parse("unrecorded"), unrecorded).await.unwrap();
     let mut slow = spec(worker);
     slow.limits.max_in_flight = Some(64);
     gateway.create(&cx, &parse("slow"), slow).await.unwrap();
@@ -250,11 +256,8 @@ async fn call(sender: &mut http1::SendRequest<Full<Bytes>>, request: http::Reque
 
 // Requests per second, processor time, and time at half of the load
 
-async fn requests(worker: &Path) {
-    let servers = [
-        Arc::new(Server::start("forwarder", worker, "/")),
-        Arc::new(Server::start("gateway", worker, "/v1/functions/worker/invocations")),
-    ];
+async fn requests(worker: &Path, path: &'static str) {
+    let servers = [Arc::new(Server::start("forwarder", worker, "/")), Arc::new(Server::start("gateway", worker, path))];
     println!("medians of {ROUNDS} rounds in turns of {ROUND:?}, 100 bytes there and back\n");
     println!("at a time   forwarder     gateway   ratio    processor time per 10,000 requests   ratio");
     let mut saturation = 0.0;
