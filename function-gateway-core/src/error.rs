@@ -485,7 +485,7 @@ impl Error {
 }
 
 /// An error and all its sources in one line.
-fn chain_of(error: &(dyn StdError + 'static)) -> String {
+pub(crate) fn chain_of(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

@@ -4,13 +4,14 @@
 //! only program of a small virtual machine, on a kernel of their own.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde::Deserialize;
 
 use crate::Result;
-use crate::workspace::{Workspace, is_root, output, run};
+use crate::workspace::{Workspace, answers, is_root, output, run};
 
 /// Names a delegated folder of the cgroup tree to use instead of a virtual machine.
 const VARIABLE: &str = "FUNCTION_GATEWAY_TEST_CGROUP";
@@ -41,6 +42,20 @@ echo \"tests ended with $?\"
 poweroff -f
 ";
 
+/// Whether the program that the machine runs in is there, or none is needed.
+pub(crate) fn has_machine() -> bool {
+    !needs_machine() || answers(Command::new("qemu-system-x86_64").arg("--version"))
+}
+
+/// Whether the program that the machine holds its tools in is there, or none is needed.
+pub(crate) fn has_tools() -> bool {
+    !needs_machine() || answers(Command::new("busybox").arg("true"))
+}
+
+fn needs_machine() -> bool {
+    std::env::var_os(VARIABLE).is_none() && std::env::consts::ARCH == "x86_64"
+}
+
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let mut tests = workspace.cargo(["test", "-p", "function-gateway-local-process", "--all-features"]);
     tests.args(["--test", "cgroup"]);
@@ -50,7 +65,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     if std::env::consts::ARCH != "x86_64" {
         return Err(format!("the virtual machine is for x86-64: set {VARIABLE} to a delegated folder of cgroup v2"));
     }
-    let program = built(&output(tests.args(["--no-run", "--message-format", "json"]))?)?;
+    let program = built(&output(tests.args(["--no-run", "--message-format", "json-render-diagnostics"]))?)?;
     let folder = workspace.target().join("cgroup");
     fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let kernel = kernel(&folder.join("kernel"))?;
@@ -58,13 +73,29 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
 
     let mut machine = Command::new("timeout");
     // By translation: the machines that this runs on are often virtual themselves, and some nest badly.
-    machine.args([PATIENCE, "qemu-system-x86_64", "-accel", "tcg", "-m", "2048", "-smp", "2"]);
+    machine.args(["--foreground", PATIENCE, "qemu-system-x86_64", "-accel", "tcg", "-m", "2048", "-smp", "2"]);
     machine.arg("-kernel").arg(kernel).arg("-initrd").arg(image);
     machine.args(["-append", "console=ttyS0 quiet panic=-1 rdinit=/init", "-no-reboot", "-nic", "none"]);
     machine.args(["-display", "none", "-monitor", "none", "-serial", "stdio"]);
-    let said = output(&mut machine)?.replace('\r', "");
-    println!("{said}");
-    passed(&said)
+    passed(&watched(&mut machine)?)
+}
+
+/// Runs the machine, shows what it says as it comes, and gives that.
+fn watched(machine: &mut Command) -> Result<String> {
+    let failed = |error: std::io::Error| format!("the virtual machine: {error}");
+    let mut running = machine.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(failed)?;
+    let mut said = String::new();
+    if let Some(console) = running.stdout.take() {
+        for line in BufReader::new(console).split(b'\n') {
+            let line = line.map_err(failed)?;
+            let line = String::from_utf8_lossy(&line).replace('\r', "");
+            println!("{line}");
+            said.push_str(&line);
+            said.push('\n');
+        }
+    }
+    let status = running.wait().map_err(failed)?;
+    if status.success() { Ok(said) } else { Err(format!("the virtual machine ended with {status}")) }
 }
 
 /// Whether the machine has come to the end of the tests, and they passed.
@@ -98,18 +129,28 @@ fn kernel(folder: &Path) -> Result<PathBuf> {
     if is_root() {
         run(Command::new("apt-get").args(["update", "--quiet"]))?;
     }
-    let at = |error: std::io::Error| format!("{}: {error}", folder.display());
-    fs::create_dir_all(folder).map_err(at)?;
-    let depends = output(Command::new("apt-cache").args(["depends", "--important", KERNEL]))?;
+    let depends = Command::new("apt-cache").args(["depends", "--important", KERNEL]).env("LC_ALL", "C").output();
+    let depends = depends.map_err(|error| format!("`apt-cache depends {KERNEL}`: {error}"))?;
+    let depends = String::from_utf8_lossy(&depends.stdout).into_owned();
     let image = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
-    let image = image.ok_or_else(|| format!("the package {KERNEL} depends on no kernel:\n{depends}"))?;
-    run(Command::new("apt-get").args(["download", image]).current_dir(folder))?;
-    for package in fs::read_dir(folder).map_err(at)?.flatten().map(|entry| entry.path()) {
+    let image = image.ok_or_else(|| format!("apt knows no kernel by the name {KERNEL}:\n{depends}"))?;
+    // It takes its place once it is whole.
+    let unpacked = folder.with_extension("part");
+    let at = |error: std::io::Error| format!("{}: {error}", unpacked.display());
+    for stale in [folder, &unpacked] {
+        if stale.exists() {
+            fs::remove_dir_all(stale).map_err(at)?;
+        }
+    }
+    fs::create_dir_all(&unpacked).map_err(at)?;
+    run(Command::new("apt-get").args(["download", image]).current_dir(&unpacked))?;
+    for package in fs::read_dir(&unpacked).map_err(at)?.flatten().map(|entry| entry.path()) {
         if package.extension().is_some_and(|extension| extension == "deb") {
-            run(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(folder))?;
+            run(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&unpacked))?;
             fs::remove_file(&package).map_err(at)?;
         }
     }
+    fs::rename(&unpacked, folder).map_err(at)?;
     found().ok_or_else(|| format!("the package {image} holds no kernel"))
 }
 

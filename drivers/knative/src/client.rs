@@ -1,5 +1,6 @@
 //! Requests to the API server: connection, credentials, calls that manage, and watches.
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use function_gateway_core::{CallContext, Error, ErrorKind, Principal, Result, Se
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use kube::client::Body;
-use kube::config::{KubeConfigOptions, Kubeconfig, NamedCluster};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError, NamedCluster};
 use secrecy::SecretString;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -217,9 +218,17 @@ impl Client {
         }
         let config = self.kube_config().await?;
         let client = kube::Client::try_from(config).map_err(|error| {
+            if is_of_credentials(&error) {
+                return no_credentials();
+            }
             let message =
                 "the client for the API server can't be set up: are certificates and proxy as they have to be?";
-            Error::new(ErrorKind::Misconfigured, message).with_source(error)
+            let refused = Error::new(ErrorKind::Misconfigured, message);
+            match error {
+                // They show the proxy's address, which may hold a password.
+                kube::Error::ProxyProtocolUnsupported { .. } | kube::Error::ProxyProtocolDisabled { .. } => refused,
+                error => refused.with_source(error),
+            }
         })?;
         let made = Made { client, at: Instant::now() };
         *self.made.write().unwrap_or_else(PoisonError::into_inner) = Some(made.clone());
@@ -241,7 +250,7 @@ impl Client {
             KnativeAccess::InCluster => kube::Config::incluster_dns().map_err(in_cluster)?,
             KnativeAccess::Kubeconfig { path, context } => {
                 let what = "the kubeconfig can't be read, or does not hold the context";
-                let file = Kubeconfig::read_from(path).map_err(|error| unread(what, error.to_string()))?;
+                let file = Kubeconfig::read_from(path).map_err(|error| unread(what, told_of(&error)))?;
                 of_kubeconfig(file, context.clone()).await.map_err(|error| unread(what, error))?
             }
             KnativeAccess::Inferred => match Kubeconfig::read() {
@@ -294,13 +303,9 @@ impl Client {
         let timeout = self.config.request_timeout;
         let sent = tokio::time::timeout(timeout, made.client.send(request.request()?)).await;
         let late = |_| out_of_reach("the API server did not answer in time");
-        // What a plugin for credentials prints may be one.
-        sent.map_err(late)?.map_err(|error| match error {
-            kube::Error::Auth(_) => {
-                let message = "the credentials for the API server can't be had: does the kubeconfig's plugin run?";
-                Error::new(ErrorKind::Misconfigured, message).with_retry(function_gateway_core::Retry::Transient)
-            }
-            error => out_of_reach(OUT_OF_REACH).with_source(error),
+        sent.map_err(late)?.map_err(|error| match is_of_credentials(&error) {
+            true => no_credentials(),
+            false => out_of_reach(OUT_OF_REACH).with_source(error),
         })
     }
 
@@ -379,11 +384,33 @@ impl Client {
     }
 }
 
+/// Whether credentials could not be had: by a plugin of the kubeconfig that failed, at first or when they were to be renewed. What it
+/// printed is in the error, and may be such a credential.
+fn is_of_credentials(error: &kube::Error) -> bool {
+    let first: Option<&(dyn StdError + 'static)> = Some(error);
+    let mut chain = std::iter::successors(first, |error| (*error).source());
+    matches!(error, kube::Error::Auth(_)) || chain.any(|error| error.is::<kube::client::AuthError>())
+}
+
+fn no_credentials() -> Error {
+    let message = "the credentials for the API server can't be had: does the kubeconfig's plugin run?";
+    Error::new(ErrorKind::Misconfigured, message).with_retry(function_gateway_core::Retry::Transient)
+}
+
+/// What may be told of a kubeconfig that can't be used. Of one that is no YAML kube shows some lines, which may hold a token.
+fn told_of(error: &KubeconfigError) -> String {
+    match error {
+        KubeconfigError::Parse(_) => "it is not the YAML of a kubeconfig".to_owned(),
+        KubeconfigError::ParseProxyUrl(_) => "its proxy is no URL".to_owned(),
+        error => error.to_string(),
+    }
+}
+
 async fn of_kubeconfig(file: Kubeconfig, context: Option<String>) -> Result<kube::Config, String> {
     let names_proxy = |named: &NamedCluster| named.cluster.as_ref().is_some_and(|cluster| cluster.proxy_url.is_some());
     let has_proxy = file.clusters.iter().any(names_proxy);
     let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
-    let mut config = kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|error| error.to_string())?;
+    let mut config = kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|error| told_of(&error))?;
     if !has_proxy {
         // One that the environment names is not this library's to take.
         config.proxy_url = None;

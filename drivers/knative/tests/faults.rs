@@ -348,6 +348,8 @@ async fn a_plugin_of_the_kubeconfig_gives_the_token_and_is_asked_again() {
     let at = |name: &str| std::env::temp_dir().join(format!("function-gateway-{name}-{}", std::process::id()));
     let (path, token) = (at("plugin"), at("plugin-token"));
     let script = r#"printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"%s"}}' "$(cat "$0")""#;
+    let expires = script.replace(r#""token""#, r#""expirationTimestamp":"2020-01-01T00:00:00Z","token""#);
+    let expiring = format!("[ -e \"$0\" ] || {{ echo canary; exit 3; }}; {expires}");
     let version = "client.authentication.k8s.io/v1";
     let plugin = |args: serde_json::Value| {
         let interactive = "Never";
@@ -359,10 +361,12 @@ async fn a_plugin_of_the_kubeconfig_gives_the_token_and_is_asked_again() {
         "users": [
             {"name": "plugin", "user": {"exec": plugin(json!(["-c", script, token]))}},
             {"name": "broken", "user": {"exec": plugin(json!(["-c", "echo canary >&2; exit 3"]))}},
+            {"name": "expiring", "user": {"exec": plugin(json!(["-c", expiring, token]))}},
         ],
         "contexts": [
             {"name": "lab", "context": {"cluster": "lab", "user": "plugin"}},
             {"name": "broken", "context": {"cluster": "lab", "user": "broken"}},
+            {"name": "expiring", "context": {"cluster": "lab", "user": "expiring"}},
         ],
     });
     std::fs::write(&path, kubeconfig.to_string()).unwrap();
@@ -380,10 +384,19 @@ async fn a_plugin_of_the_kubeconfig_gives_the_token_and_is_asked_again() {
 
     let error = broken.health(&cx()).await.unwrap_err();
     is(&error, Misconfigured, NotSent);
-    assert!(!error.to_string().contains("canary"), "{error}");
-    for file in [path, token] {
-        std::fs::remove_file(file).unwrap();
-    }
+    assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+    // Credentials that have expired are to be renewed by a plugin that works no more.
+    let expiring = driver(Some("expiring"));
+    expiring.health(&cx()).await.unwrap();
+    std::fs::remove_file(&token).unwrap();
+    let error = expiring.health(&cx()).await.unwrap_err();
+    is(&error, Misconfigured, NotSent);
+    assert!(error.is_transient() && !format!("{error:?}").contains("canary"), "{error:?}");
+    std::fs::write(&path, "users: [{name: a, user: {token: canary, tok").unwrap();
+    let error = driver(None).health(&cx()).await.unwrap_err();
+    is(&error, Misconfigured, NotSent);
+    assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+    std::fs::remove_file(path).unwrap();
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use crate::exec::{self, ExecFunction, Place};
 use crate::limits::{Cgroup, Limits};
 use crate::process::{Hold, Processes, Stop};
 use crate::reaper::{self, Mark, Reaper};
-use crate::threads;
+use crate::threads::Threads;
 use crate::worker::{self, Site, WorkerFunction, WorkerPorts};
 
 /// How long a shutdown waits for processes that it has killed.
@@ -39,6 +39,7 @@ pub struct LocalProcess {
     info: DriverInfo,
     config: Arc<LocalProcessConfig>,
     runtime: Handle,
+    threads: Threads,
     deployed: Mutex<HashMap<DriverRef, Arc<Deployed>>>,
     /// Processes until they are reaped, and the tasks that attend to them. Closed by the shutdown.
     running: TaskTracker,
@@ -124,6 +125,7 @@ impl LocalProcess {
             Error::new(ErrorKind::Misconfigured, "/proc does not tell what this driver needs to know")
                 .with_source(error)
         })?;
+        let threads = Threads::new();
         let permits = config.max_processes.map(|limit| {
             let limit = usize::try_from(limit.get()).unwrap_or(Semaphore::MAX_PERMITS);
             Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)))
@@ -136,11 +138,12 @@ impl LocalProcess {
             ),
             config: Arc::new(config),
             runtime: runtime.clone(),
+            threads: threads.clone(),
             deployed: Mutex::default(),
             running: TaskTracker::new(),
             permits,
             ports: Arc::default(),
-            reaper: Arc::new(Reaper::new(mark, runtime)),
+            reaper: Arc::new(Reaper::new(mark, runtime, threads)),
             cgroup,
             swept: Arc::default(),
         })
@@ -186,6 +189,7 @@ impl LocalProcess {
     fn resolve(&self, request: DeployRequest) -> impl FnOnce() -> Result<Deployed, Vec<Violation>> + Send + use<> {
         let DeployRequest { gateway, revision, secrets, .. } = request;
         let (config, runtime, tasks) = (Arc::clone(&self.config), self.runtime.clone(), self.running.clone());
+        let threads = self.threads.clone();
         let (ports, permits) = (Arc::clone(&self.ports), self.permits.clone());
         let (reaper, sweep) = (Arc::clone(&self.reaper), self.sweep(&gateway));
         let limits = Limits::of(&revision.spec, self.cgroup.clone());
@@ -202,7 +206,7 @@ impl LocalProcess {
                     let tracked = [running.token(), own.announce()];
                     Ok(Hold { _permit: permit(permits.as_ref(), &bounds)?, _tracked: tracked })
                 });
-                let site = Site { config, runtime, tasks, ports, processes: Arc::clone(&processes), admit };
+                let site = Site { config, runtime, threads, tasks, ports, processes: Arc::clone(&processes), admit };
                 Runs::Workers(WorkerFunction::new(settings, revision, secrets, site))
             };
             Ok(Deployed { gateway, id, generation, processes, function })
@@ -278,7 +282,7 @@ impl FaasDriver for LocalProcess {
             true => ExecFunction::check(&config, &spec),
             false => worker::Settings::resolve(&config, &spec).err().unwrap_or_default(),
         };
-        threads::blocking(check).await
+        self.threads.blocking(check).await
     }
 
     fn reference(&self, gateway: &GatewayId, revision: &Revision) -> DriverRef {
@@ -292,7 +296,7 @@ impl FaasDriver for LocalProcess {
         let deployed = match self.find(target) {
             Some(deployed) => deployed,
             None => {
-                let resolving = threads::blocking(self.resolve(request));
+                let resolving = self.threads.blocking(self.resolve(request));
                 let deployed = Arc::new(resolving.await?.map_err(|violations| {
                     Error::new(ErrorKind::Misconfigured, "the function can't run on this machine")
                         .with_violations(violations)
@@ -348,7 +352,7 @@ impl FaasDriver for LocalProcess {
         let listed = stream::iter(listed.into_iter().map(Ok));
         let ListScope::All(gateway) = &scope else { return Box::pin(listed) };
         // What a gateway holds is asked for when it starts: a good time to end what its last host could not.
-        let sweeping = threads::blocking(self.sweep(gateway));
+        let sweeping = self.threads.blocking(self.sweep(gateway));
         Box::pin(stream::once(sweeping).filter_map(async |swept| swept.err().map(Err)).chain(listed))
     }
 
@@ -357,8 +361,13 @@ impl FaasDriver for LocalProcess {
         match &deployed.function {
             Runs::Exec(function) => {
                 let hold = self.admit(&deployed)?;
-                let place =
-                    Place { processes: &deployed.processes, runtime: &self.runtime, tasks: &self.running, hold };
+                let place = Place {
+                    processes: &deployed.processes,
+                    runtime: &self.runtime,
+                    threads: &self.threads,
+                    tasks: &self.running,
+                    hold,
+                };
                 exec::invoke(function, place, cx, request).await
             }
             Runs::Workers(_) if self.running.is_closed() => Err(shutting_down()),
@@ -385,8 +394,8 @@ impl FaasDriver for LocalProcess {
         self.running.close();
         let ended = self.end_all(deadline).await;
         let reaper = Arc::clone(&self.reaper);
-        threads::blocking(move || reaper.rest()).await?;
-        ended
+        let rested = self.threads.blocking(move || reaper.rest()).await;
+        ended.and(rested)
     }
 }
 

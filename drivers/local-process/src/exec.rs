@@ -32,7 +32,7 @@ use crate::limits;
 use crate::process::{self, Group, Hold, Input, Process, Processes, Started};
 use crate::program::Program;
 use crate::settings::{Annotations, check_variables};
-use crate::threads;
+use crate::threads::Threads;
 
 /// The annotation that gives the content type of the result.
 const CONTENT_TYPE_ANNOTATION: &str = "content-type";
@@ -175,6 +175,7 @@ fn bytes_of(value: &HeaderValue) -> &OsStr {
 pub(crate) struct Place<'a> {
     pub(crate) processes: &'a Arc<Processes>,
     pub(crate) runtime: &'a Handle,
+    pub(crate) threads: &'a Threads,
     pub(crate) tasks: &'a TaskTracker,
     pub(crate) hold: Hold,
 }
@@ -187,13 +188,13 @@ pub(crate) async fn invoke(
     request: DriverRequest,
 ) -> Result<InvokeResponse> {
     let command = function.command(cx, &request)?;
-    let Place { processes, runtime, tasks, hold } = place;
+    let Place { processes, runtime, threads, tasks, hold } = place;
     let DriverRequest { body, logs, max_response_bytes, .. } = request;
 
     let mut bytes = body.as_bytes().cloned().unwrap_or_default();
     let input = Input::new(&mut bytes, body.is_stream())?;
     let (program, processes, owner) = (Arc::clone(&function.program), Arc::clone(processes), runtime.clone());
-    let starting = threads::blocking(move || {
+    let starting = threads.blocking(move || {
         process::start(command, input, &processes, &owner, hold).map_err(|error| program.explain(error))
     });
     let Started { process, stdin, stdout, stderr } = starting.await??;
@@ -398,7 +399,7 @@ fn failure_of(status: ExitStatus, out_of_memory: Option<u64>) -> Option<Function
     let message = match (exit_status, signal) {
         (Some(0), _) => return None,
         (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => match out_of_memory {
+        (None, Some(signal)) => match out_of_memory.filter(|_| signal == Signal::KILL.as_raw()) {
             Some(bytes) => limits::killed_for_memory(bytes),
             None => format!("ended by signal {signal}"),
         },

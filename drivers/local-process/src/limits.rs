@@ -152,10 +152,13 @@ impl Confined {
         let _ = self.write("cgroup.kill", "1");
     }
 
-    /// Whether the kernel has killed any of them for memory.
+    /// Whether the kernel has killed any of them for needing more than the memory of this group.
     pub(crate) fn was_out_of_memory(&self) -> bool {
         let events = fs::read_to_string(self.folder.join("memory.events")).unwrap_or_default();
-        events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
+        let happened =
+            |event: &str| events.lines().any(|line| line.strip_prefix(event).is_some_and(|count| count != "0"));
+        // One that was killed since all of the machine had no memory left has kept to its own limit.
+        happened("oom ") && happened("oom_kill ")
     }
 }
 
@@ -210,8 +213,8 @@ mod tests {
         let folder = delegated("cpu memory", "cpu memory");
         let confined = limits(Some(1), None, folder.path()).apply(Pid::from_raw(4711).unwrap()).unwrap().unwrap();
         assert!(!confined.was_out_of_memory());
-        for (count, expected) in [("0", false), ("1", true), ("12", true)] {
-            let events = format!("low 0\nhigh 0\nmax 3\noom 1\noom_kill {count}\noom_group_kill 7\n");
+        for (limit, count, expected) in [(1, 0, false), (1, 1, true), (3, 12, true), (0, 1, false)] {
+            let events = format!("low 0\nhigh 0\nmax 3\noom {limit}\noom_kill {count}\noom_group_kill 7\n");
             confined.write("memory.events", &events).unwrap();
             assert_eq!(confined.was_out_of_memory(), expected, "{events}");
         }

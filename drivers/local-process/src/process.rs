@@ -119,7 +119,7 @@ pub(crate) fn start(
     // With it goes the reading end of the input, which must be the process's alone.
     drop(command);
     let mut child = Unwatched(Some(child));
-    child.watch(writer, processes, runtime, hold).map_err(|error| error::of_io(error, Delivery::Unknown))
+    child.watch(writer, processes, runtime, hold)
 }
 
 /// A process that nothing watches yet: dropping it kills and reaps it.
@@ -132,23 +132,27 @@ impl Unwatched {
         processes: &Arc<Processes>,
         runtime: &Handle,
         hold: Hold,
-    ) -> io::Result<Started> {
-        let missing = || io::Error::other("the process has no pipes");
+    ) -> Result<Started> {
+        let lost = |error| error::of_io(error, Delivery::Unknown);
+        let missing = || lost(io::Error::other("the process has no pipes"));
         let child = self.0.as_mut().ok_or_else(missing)?;
         let pid = Pid::from_child(child);
         let stdout = OwnedFd::from(child.stdout.take().ok_or_else(missing)?);
         let stderr = OwnedFd::from(child.stderr.take().ok_or_else(missing)?);
 
         let entered = runtime.enter();
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| lost(errno.into()))?;
         #[expect(deprecated, reason = "its replacement is unsafe for the sake of types that may lose their descriptor")]
-        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
-        let stdin = stdin.map(|writer| pipe::Sender::from_owned_fd(writer.into())).transpose()?;
-        let stdout = pipe::Receiver::from_owned_fd(stdout)?;
-        let stderr = pipe::Receiver::from_owned_fd(stderr)?;
+        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE).map_err(lost)?;
+        let stdin = stdin.map(|writer| pipe::Sender::from_owned_fd(writer.into())).transpose().map_err(lost)?;
+        let stdout = pipe::Receiver::from_owned_fd(stdout).map_err(lost)?;
+        let stderr = pipe::Receiver::from_owned_fd(stderr).map_err(lost)?;
         drop(entered);
 
-        let confined = processes.limits.apply(pid)?;
+        let confined = processes.limits.apply(pid).map_err(|error| {
+            let message = "the function's process could not be held to its limits";
+            Error::new(ErrorKind::Unavailable, message).with_delivery(Delivery::Unknown).with_source(error)
+        })?;
         // Watched from here on, and reaped by its number.
         processes.reaper.register(pid);
         self.0 = None;

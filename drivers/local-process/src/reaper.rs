@@ -18,7 +18,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
 
-use crate::threads;
+use crate::threads::Threads;
 
 /// The variable that marks every process of a driver.
 pub(crate) const VARIABLE: &str = "FUNCTION_HOST";
@@ -114,6 +114,7 @@ fn is_survivor(pid: Pid, gateway: &GatewayId, namespace: &str) -> bool {
 pub(crate) struct Reaper {
     mark: Mark,
     runtime: Handle,
+    threads: Threads,
     state: Mutex<State>,
 }
 
@@ -156,8 +157,8 @@ impl Shell {
 }
 
 impl Reaper {
-    pub(crate) fn new(mark: Mark, runtime: Handle) -> Self {
-        Self { mark, runtime, state: Mutex::default() }
+    pub(crate) fn new(mark: Mark, runtime: Handle, threads: Threads) -> Self {
+        Self { mark, runtime, threads, state: Mutex::default() }
     }
 
     pub(crate) fn mark(&self) -> &Mark {
@@ -228,8 +229,9 @@ impl Reaper {
         // It has ended, so this does not wait.
         ended.end();
         tracing::warn!("the process that ends functions when their host dies was killed; another one is started");
+        let threads = self.threads.clone();
         let failed = |error: &dyn std::error::Error| tracing::error!(%error, "functions may outlive their host");
-        let started = threads::start(move || {
+        let started = threads.start(move || {
             if let Err(error) = self.ensure() {
                 failed(&error);
             }
@@ -273,7 +275,7 @@ impl Drop for Reaper {
     fn drop(&mut self) {
         if let Some(shell) = self.state().shell.take() {
             // Without a thread the closure is dropped: the pipe ends, and the zombie is the system's.
-            let _ = threads::start(move || shell.end());
+            let _ = self.threads.start(move || shell.end());
         }
     }
 }

@@ -23,6 +23,7 @@ use function_gateway_core::{
     BoxStream, CallContext, Delivery, DeploymentStatus, DriverRequest, Error, ErrorKind, FunctionSpec, InvokeResponse,
     LogLine, LogQuery, Protocol, Result, Retry, Revision, SecretVariable, Violation,
 };
+use rustix::process::Signal;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -34,7 +35,7 @@ use crate::limits;
 use crate::process::{self, Group, Hold, Input, Process, Processes, Started, Stop};
 use crate::program::Program;
 use crate::settings::{Annotations, check_variables};
-use crate::threads;
+use crate::threads::Threads;
 use http::Client;
 use lambda::{Listening, RuntimeApi};
 use listen::{Listen, Place, Ports};
@@ -145,6 +146,7 @@ fn version(annotations: &mut Annotations<'_>) -> Version {
 pub(crate) struct Site {
     pub(crate) config: Arc<LocalProcessConfig>,
     pub(crate) runtime: Handle,
+    pub(crate) threads: Threads,
     /// Everything that has to end before the driver is shut down.
     pub(crate) tasks: TaskTracker,
     pub(crate) ports: Arc<Ports>,
@@ -242,7 +244,7 @@ impl Launcher {
     async fn launch(self: Arc<Self>) -> Result<Arc<Worker>> {
         let hold = (self.site.admit)()?;
         let this = Arc::clone(&self);
-        let starting = threads::blocking(move || this.start(hold));
+        let starting = self.site.threads.blocking(move || this.start(hold));
         let starting = starting.await??;
         let worker = Arc::clone(&starting.0);
         let waiting_for = Mutex::new(Cow::Borrowed("to start"));
@@ -250,7 +252,7 @@ impl Launcher {
             match &worker.link {
                 Link::Http(client) => {
                     let path = self.revision.spec.readiness_path.as_deref();
-                    listen::ready(client, path, worker.group.leader(), &waiting_for).await
+                    listen::ready(client, path, worker.group.leader(), &self.site.threads, &waiting_for).await
                 }
                 Link::Lambda(api) => api.ready().await,
             }
@@ -285,7 +287,7 @@ impl Launcher {
                     "the worker was given {given:?} {waited} on {address}, where the variable {variable} sends it"
                 );
                 let leader = worker.group.leader();
-                let elsewhere = threads::blocking(move || listen::elsewhere(leader)).await;
+                let elsewhere = self.site.threads.blocking(move || listen::elsewhere(leader)).await;
                 match elsewhere.ok().flatten() {
                     Some(addresses) => format!("{told}; it listens on {addresses}"),
                     None => told,
@@ -305,7 +307,7 @@ impl Launcher {
 
     /// Blocks until the program is loaded.
     fn start(&self, hold: Hold) -> Result<Unready> {
-        let Site { config, runtime, ports, processes, tasks, .. } = &self.site;
+        let Site { config, runtime, threads, ports, processes, tasks, .. } = &self.site;
         let unsent = |error| error::of_io(error, Delivery::NotSent);
         let (address, variables) = match &self.settings.speaks {
             Speaks::Http { listen, version } => {
@@ -332,7 +334,7 @@ impl Launcher {
                 (Link::Http(Arc::new(client)), Some(place))
             }
             Address::Lambda(listening) => {
-                let api = listening.serve(group.leader(), runtime, tasks).map_err(unsent)?;
+                let api = listening.serve(group.leader(), runtime, threads, tasks).map_err(unsent)?;
                 (Link::Lambda(api), None)
             }
         };
@@ -524,11 +526,13 @@ fn not_the_protocol() -> Error {
 }
 
 fn how_it_ended(status: ExitStatus, out_of_memory: Option<u64>, was_ready: bool) -> Error {
-    let how = match (status.code(), status.signal(), out_of_memory) {
-        (Some(code), _, _) => format!("ended with exit status {code}"),
-        (None, Some(_), Some(bytes)) => format!("was {}", limits::killed_for_memory(bytes)),
-        (None, Some(signal), None) => format!("ended by signal {signal}"),
-        (None, None, _) => format!("ended: {status}"),
+    let how = match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with exit status {code}"),
+        (None, Some(signal)) => match out_of_memory.filter(|_| signal == Signal::KILL.as_raw()) {
+            Some(bytes) => format!("was {}", limits::killed_for_memory(bytes)),
+            None => format!("ended by signal {signal}"),
+        },
+        (None, None) => format!("ended: {status}"),
     };
     let when = if was_ready { "" } else { " before it was ready" };
     Error::new(ErrorKind::FunctionBroken, format!("the worker {how}{when}")).with_retry(Retry::Transient)

@@ -1,11 +1,13 @@
 //! A span and figures for each call: `tracing` by the OpenTelemetry conventions for FaaS, and `metrics`.
 
+use std::error::Error as StdError;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use tracing::{Instrument as _, Span, field};
 
 use crate::body::{BodyObserver, Closing};
+use crate::error::chain_of;
 use crate::{
     BodyEnd, CallState, Error, Invocation, InvokeResponse, Middleware, Next, Outcome, Result, Revision, Stage,
     TimedPhase,
@@ -93,7 +95,11 @@ impl Observation {
     fn failed(&self, error: &Error) {
         self.ended(Some(error.kind().code()));
         let error = self.state.redactor().error(error.clone());
-        self.span.in_scope(|| tracing::debug!(target: "function_gateway", %error, detail = error.detail(), "failed"));
+        self.span.in_scope(|| {
+            let cause = StdError::source(&error).map(chain_of);
+            let (detail, cause) = (error.detail(), cause.as_deref());
+            tracing::debug!(target: "function_gateway", %error, detail, cause, "failed");
+        });
     }
 
     fn ended(&self, error: Option<&'static str>) {

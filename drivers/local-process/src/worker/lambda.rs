@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::http::RequestBody;
+use crate::threads::Threads;
 use answer::Posted;
 
 pub(super) use call::invoke;
@@ -76,7 +77,13 @@ impl Listening {
     }
 
     /// Serves the processes of a group, in tasks of `tasks` on `runtime`, until it is closed.
-    pub(super) fn serve(self, group: Pid, runtime: &Handle, tasks: &TaskTracker) -> io::Result<RuntimeApi> {
+    pub(super) fn serve(
+        self,
+        group: Pid,
+        runtime: &Handle,
+        threads: &Threads,
+        tasks: &TaskTracker,
+    ) -> io::Result<RuntimeApi> {
         let entered = runtime.enter();
         let listener = tokio::net::TcpListener::from_std(self.listener)?;
         drop(entered);
@@ -87,7 +94,13 @@ impl Listening {
             connections: TaskTracker::new(),
         });
         shared.connections.close();
-        let site = server::Site { shared: Arc::clone(&shared), group, runtime: runtime.clone(), tasks: tasks.clone() };
+        let site = server::Site {
+            shared: Arc::clone(&shared),
+            group,
+            runtime: runtime.clone(),
+            threads: threads.clone(),
+            tasks: tasks.clone(),
+        };
         tasks.spawn_on(server::accept(listener, site), runtime);
         Ok(RuntimeApi { shared, address: self.address })
     }

@@ -15,7 +15,7 @@ use super::http::{Address, Client};
 use super::sockets::{self, Listener};
 use crate::identity::Identity;
 use crate::settings::{Annotations, is_reserved};
-use crate::threads;
+use crate::threads::Threads;
 
 /// Between two looks at a worker that is starting: from the first, growing, to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -136,12 +136,13 @@ pub(crate) async fn ready(
     client: &Arc<Client>,
     readiness_path: Option<&str>,
     group: Pid,
+    threads: &Threads,
     waiting_for: &Mutex<Cow<'static, str>>,
 ) -> Result<()> {
     let now_for = |what: Cow<'static, str>| *waiting_for.lock().unwrap_or_else(PoisonError::into_inner) = what;
     let mut pauses = Pauses(FIRST_PAUSE);
     now_for("to listen".into());
-    while !listens(client, group).await? {
+    while !listens(client, group, threads).await? {
         pauses.next().await;
     }
     let Some(path) = readiness_path else { return Ok(()) };
@@ -165,12 +166,14 @@ impl Pauses {
     }
 }
 
-async fn listens(client: &Client, group: Pid) -> Result<bool> {
+async fn listens(client: &Client, group: Pid, threads: &Threads) -> Result<bool> {
     let Ok(owner) = client.knock().await else { return Ok(false) };
     let listener = match (client.address(), owner) {
         (Address::Port(port), _) => {
             let port = *port;
-            threads::blocking(move || sockets::listener(port, group)).await?
+            // Where there is no thread now, it is looked again.
+            let Ok(listener) = threads.blocking(move || sockets::listener(port, group)).await else { return Ok(false) };
+            listener
         }
         (Address::Socket(_), owner) => {
             let owner = owner.and_then(|pid| sockets::group_of(pid.cast_unsigned()));

@@ -26,7 +26,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::answer::{Posted, Verdict};
 use super::payload::{Connection, Handed, Outgoing, Unwritten};
 use super::{Event, Line, Refusal, Reply, Shared, document};
-use crate::threads;
+use crate::threads::Threads;
 use crate::worker::sockets;
 
 const PREFIX: &str = "/2018-06-01/runtime/";
@@ -50,6 +50,7 @@ pub(super) struct Site {
     /// Whose connections are served.
     pub(super) group: Pid,
     pub(super) runtime: Handle,
+    pub(super) threads: Threads,
     pub(super) tasks: TaskTracker,
 }
 
@@ -76,18 +77,29 @@ pub(super) async fn accept(listener: TcpListener, site: Site) {
 }
 
 async fn serve(mut stream: TcpStream, peer: SocketAddr, site: Site, _open: (OwnedSemaphorePermit, TaskTrackerToken)) {
-    let Site { shared, group, .. } = site;
+    let Site { shared, group, threads, .. } = site;
     let Ok(server) = stream.local_addr() else { return };
-    let verified = threads::blocking(move || sockets::is_client_of(peer, server, group));
+    let verified = async {
+        loop {
+            match threads.blocking(move || sockets::is_client_of(peer, server, group)).await {
+                Ok(verified) => return verified,
+                // A worker that is well would take a connection that is closed for the end of its host.
+                Err(error) => {
+                    tracing::warn!(%error, "a connection of a worker waits");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    };
     match shared.closing.run_until_cancelled(verified).await {
-        Some(Ok(true)) => {}
-        Some(Ok(false)) => {
+        Some(true) => {}
+        Some(false) => {
             tracing::warn!(%peer, worker = group.as_raw_pid(), "a process outside of a worker's group asked in its name");
             // It is closed in any case.
             let _ = stream.write_all(FORBIDDEN).await;
             return;
         }
-        Some(Err(_)) | None => return,
+        None => return,
     }
     // Without it answers are late, and nothing else.
     let _ = stream.set_nodelay(true);

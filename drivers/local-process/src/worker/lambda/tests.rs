@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 
 use super::answer::{Answer, Broken, Part, Verdict};
 use super::*;
+use crate::threads::Threads;
 use crate::worker::sockets::group_of;
 
 /// Longer than any of the tests takes: reached only where one has failed.
@@ -34,7 +35,7 @@ fn api() -> (RuntimeApi, TaskTracker) {
 fn api_for(group: Pid) -> (RuntimeApi, TaskTracker) {
     let tasks = TaskTracker::new();
     tasks.close();
-    let api = Listening::bind().unwrap().serve(group, &Handle::current(), &tasks).unwrap();
+    let api = Listening::bind().unwrap().serve(group, &Handle::current(), &Threads::new(), &tasks).unwrap();
     (api, tasks)
 }
 
