@@ -399,7 +399,7 @@ fn failure_of(status: ExitStatus, out_of_memory: Option<u64>) -> Option<Function
     let message = match (exit_status, signal) {
         (Some(0), _) => return None,
         (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => match out_of_memory.filter(|_| signal == Signal::KILL.as_raw()) {
+        (None, Some(signal)) => match out_of_memory {
             Some(bytes) => limits::killed_for_memory(bytes),
             None => format!("ended by signal {signal}"),
         },

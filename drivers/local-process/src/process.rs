@@ -300,8 +300,10 @@ impl Group {
             if state.end.is_some() {
                 self.processes.reaper.forget(self.pid);
                 self.processes.forget(self.id);
+                let was_killed =
+                    matches!(state.end, Some(Ok(status)) if status.signal() == Some(Signal::KILL.as_raw()));
                 let confined = state.confined.take();
-                state.out_of_memory = confined.is_some_and(|confined| confined.was_out_of_memory());
+                state.out_of_memory = confined.is_some_and(|confined| was_killed && confined.was_out_of_memory());
                 state.hold = None;
             }
         }

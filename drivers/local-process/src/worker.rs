@@ -23,7 +23,6 @@ use function_gateway_core::{
     BoxStream, CallContext, Delivery, DeploymentStatus, DriverRequest, Error, ErrorKind, FunctionSpec, InvokeResponse,
     LogLine, LogQuery, Protocol, Result, Retry, Revision, SecretVariable, Violation,
 };
-use rustix::process::Signal;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -528,7 +527,7 @@ fn not_the_protocol() -> Error {
 fn how_it_ended(status: ExitStatus, out_of_memory: Option<u64>, was_ready: bool) -> Error {
     let how = match (status.code(), status.signal()) {
         (Some(code), _) => format!("ended with exit status {code}"),
-        (None, Some(signal)) => match out_of_memory.filter(|_| signal == Signal::KILL.as_raw()) {
+        (None, Some(signal)) => match out_of_memory {
             Some(bytes) => format!("was {}", limits::killed_for_memory(bytes)),
             None => format!("ended by signal {signal}"),
         },
