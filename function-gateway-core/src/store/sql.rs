@@ -269,11 +269,11 @@ impl SqlStore {
 
     /// Writes what is buffered and ends all connections. Whatever is asked of the store then fails.
     pub async fn close(&self) {
+        let Shared { engine, options, writer, .. } = &*self.0;
         // What can't be written within the time of an operation is told by the writer.
-        let _ = self.0.writer.flush().await;
-        self.0.writer.close();
+        let _ = tokio::time::timeout(options.operation_timeout, writer.end()).await;
         // A connection that does not come to its end is not waited for.
-        let _ = tokio::time::timeout(self.0.options.operation_timeout, self.0.engine.close()).await;
+        let _ = tokio::time::timeout(options.operation_timeout, engine.close()).await;
     }
 
     /// Reads.

@@ -230,6 +230,11 @@ pub(crate) async fn opened(database: Database) -> SqlStore {
     store
 }
 
+/// A store of SQLite without a file.
+pub(crate) async fn in_memory() -> SqlStore {
+    SqlStore::connect("sqlite::memory:", options()).await.unwrap()
+}
+
 pub(crate) fn tenant() -> TenantId {
     "acme".parse().unwrap()
 }

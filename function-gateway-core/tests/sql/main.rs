@@ -94,6 +94,11 @@ mod on_sqlite {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn retention_lets_writers_have_their_turn() {
+        recording::retention_lets_writers_have_their_turn(Database::sqlite()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn of_several_processes_one_wins() {
         sharing::of_several_processes_one_wins(Database::sqlite()).await;
     }
@@ -112,6 +117,23 @@ mod on_sqlite {
     #[ignore = "takes long: cargo xtask soak"]
     async fn soak_recorders_that_are_killed() {
         crashes::a_recorder_that_is_killed(Database::sqlite(), crashes::soak_count()).await;
+    }
+}
+
+#[cfg(test)]
+mod in_memory {
+    use crate::common::in_memory;
+
+    function_gateway_testkit::function_store_conformance!(in_memory());
+    function_gateway_testkit::invocation_store_conformance!(in_memory());
+    function_gateway_testkit::audit_log_conformance!(in_memory());
+    function_gateway_testkit::api_key_store_conformance!(in_memory());
+    function_gateway_testkit::document_store_conformance!(in_memory());
+
+    mod queue {
+        use crate::common::in_memory;
+
+        function_gateway_testkit::invocation_queue_conformance!(in_memory());
     }
 }
 
@@ -263,6 +285,12 @@ macro_rules! on_server {
 
             #[tokio::test(flavor = "multi_thread")]
             #[ignore = $needs]
+            async fn retention_lets_writers_have_their_turn() {
+                recording::retention_lets_writers_have_their_turn($database.await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            #[ignore = $needs]
             async fn of_several_processes_one_wins() {
                 sharing::of_several_processes_one_wins($database.await).await;
             }
@@ -294,6 +322,12 @@ mod on_server {
 
     on_server!(postgres, Database::postgres(), "needs PostgreSQL: cargo xtask test");
     on_server!(mysql, Database::mysql(), "needs MariaDB: cargo xtask test");
+
+    #[tokio::test]
+    #[ignore = "needs MariaDB: cargo xtask test"]
+    async fn a_migration_that_broke_off_is_done_again() {
+        crate::migrations::a_migration_that_broke_off_is_done_again(Database::mysql().await).await;
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     #[ignore = "needs PostgreSQL: cargo xtask test"]

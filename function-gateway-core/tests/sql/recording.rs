@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use function_gateway_core::{
     CallContext, Durability, FunctionExecutor as _, FunctionManager as _, Gateway, InvocationRecord, InvocationStore,
-    InvokeRequest, PageRequest, Principal, RecordFilter,
+    InvokeRequest, PageRequest, Principal, RecordFilter, Retention, Timestamp,
 };
 use function_gateway_core::{CustomWorkload, FunctionSpec};
 use function_gateway_testkit::ScriptedDriver;
 use futures_util::FutureExt as _;
 
-use crate::common::{Database, ended, function, open, options, running, tenant};
+use crate::common::{Database, ended, function, in_memory, open, options, running, tenant};
 
 /// Never within a test.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -159,10 +159,83 @@ async fn a_store_that_is_dropped_or_closed_writes_what_is_buffered() {
     }
 }
 
+/// While much is deleted others write: not once all of it is gone.
+pub(crate) async fn retention_lets_writers_have_their_turn(database: Database) {
+    let store = open(&database, options()).await;
+    let revision = function("a").1;
+    for _ in 0..2_000 {
+        store.finish(ended(&revision), Durability::Buffered).await.unwrap();
+    }
+    store.flush().await.unwrap();
+    let retention = Retention::keep_all().with_max_age(Duration::from_secs(60));
+    let later = Timestamp::now().plus(Duration::from_secs(3600));
+    let retaining = async {
+        let mut batches = 0;
+        // What is written meanwhile is old by then, too.
+        while store.retain(&retention, later, 20).await.unwrap() == 20 {
+            batches += 1;
+        }
+        batches
+    };
+    let mut written = 0;
+    let writing = async {
+        loop {
+            store.finish(ended(&revision), Durability::Durable).await.unwrap();
+            written += 1;
+        }
+    };
+    let batches = tokio::select! {
+        batches = retaining => batches,
+        never = writing => never,
+    };
+    assert!(batches >= 100, "{batches}");
+    assert!(written >= 10, "{written} in {batches} batches");
+}
+
 #[tokio::test]
-async fn a_database_in_memory_keeps_what_a_file_does() {
-    let store = function_gateway_core::store::sql::SqlStore::open("sqlite::memory:").await.unwrap();
+async fn what_comes_after_the_end_is_refused_at_once() {
+    let store = in_memory().await;
+    store.close().await;
     let record = ended(&function("a").1);
-    store.finish(record.clone(), Durability::Durable).await.unwrap();
-    assert_eq!(get(&store, &record).await, Some(record));
+    for durability in [Durability::Buffered, Durability::Durable] {
+        let error = store.finish(record.clone(), durability).await.unwrap_err();
+        assert!(error.message().contains("closed"), "{error}");
+    }
+    assert!(store.flush().await.unwrap_err().message().contains("closed"));
+    store.close().await;
+}
+
+/// What is acknowledged while a store is closed is written, or it is not acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_between_the_last_batch_and_the_end() {
+    for _ in 0..20 {
+        let database = Database::sqlite();
+        let store = open(&database, options().with_max_buffered_records(4)).await;
+        let revision = Arc::new(function("a").1);
+        let finishing = (0..16).map(|_| {
+            let (store, revision) = (store.clone(), Arc::clone(&revision));
+            tokio::spawn(async move {
+                let mut acknowledged = Vec::new();
+                loop {
+                    let record = ended(&revision);
+                    match store.finish(record.clone(), Durability::Buffered).await {
+                        Ok(()) => acknowledged.push(record),
+                        Err(_) => return acknowledged,
+                    }
+                }
+            })
+        });
+        let finishing: Vec<_> = finishing.collect();
+        while store.list(&tenant(), &RecordFilter::default(), &PageRequest::first(1)).await.unwrap().items.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        store.close().await;
+        let other = open(&database, options()).await;
+        for task in finishing {
+            for record in task.await.unwrap() {
+                assert_eq!(get(&other, &record).await, Some(record));
+            }
+        }
+        other.close().await;
+    }
 }

@@ -19,6 +19,8 @@ pub(super) enum FaultKind {
     Refusing,
     /// A deadlock, a lock that was not got in time, or a serialization failure: the transaction was undone.
     Contended,
+    /// A statement took longer than it may, and was undone.
+    Slow,
     /// There is a row of this key already.
     Duplicate,
     /// A table does not exist.
@@ -33,6 +35,8 @@ pub(super) enum FaultKind {
     Full,
     /// It does not take a value.
     Value,
+    /// It does not take a row, by a rule that somebody else has made: the gateway's tables have none but their keys.
+    Constraint,
     /// The file is damaged, or is no database.
     Damaged,
     /// It can only be read.
@@ -45,13 +49,20 @@ impl FaultKind {
     /// Whether waiting can help.
     pub(super) fn is_transient(self) -> bool {
         match self {
-            Self::Unreachable | Self::Lost | Self::Exhausted | Self::Refusing | Self::Contended | Self::Full => true,
+            Self::Unreachable
+            | Self::Lost
+            | Self::Exhausted
+            | Self::Refusing
+            | Self::Contended
+            | Self::Slow
+            | Self::Full => true,
             Self::Duplicate
             | Self::NoTable
             | Self::Denied
             | Self::NoDatabase
             | Self::NoFile
             | Self::Value
+            | Self::Constraint
             | Self::Damaged
             | Self::ReadOnly
             | Self::Other => false,
@@ -65,6 +76,7 @@ impl FaultKind {
             Self::Exhausted => "all connections to the database are in use (max_connections)",
             Self::Refusing => "the database takes no connections at the moment",
             Self::Contended => "the database undid the change, since others change the same (deadlock or lock timeout)",
+            Self::Slow => "the database did not answer in time, and undid the change (operation_timeout)",
             Self::Duplicate => "the database has a row of this key already",
             Self::NoTable => "the database lacks a table of the gateway",
             Self::Denied => "the database refuses access: check user, password and rights",
@@ -72,6 +84,7 @@ impl FaultKind {
             Self::NoFile => "the database's file can't be opened: check that its folder is there and may be written to",
             Self::Full => "the database has no room left",
             Self::Value => "the database does not take a value: it is too long, or not of its type",
+            Self::Constraint => "the database does not take a row: a constraint forbids it that is not the gateway's",
             Self::Damaged => "the file is no database, or is damaged",
             Self::ReadOnly => "the database can only be read",
             Self::Other => "the database failed",
@@ -164,7 +177,9 @@ impl Fault {
     /// Whether what was asked for may have been done all the same.
     pub(super) fn is_uncertain(&self) -> bool {
         match self {
-            Self::Database { kind, at_commit, .. } => *at_commit && *kind != FaultKind::Contended,
+            Self::Database { kind, at_commit, .. } => {
+                *at_commit && !matches!(kind, FaultKind::Contended | FaultKind::Slow)
+            }
             Self::TimedOut => true,
             Self::Unexpected | Self::Answer(_) => false,
         }
@@ -189,7 +204,14 @@ impl Fault {
 
     /// Whether it is for what was to be written, and not for the state that the database is in.
     pub(super) fn is_of_content(&self) -> bool {
-        self.is(FaultKind::Value) || matches!(self, Self::Unexpected | Self::Answer(_))
+        self.is(FaultKind::Value)
+            || self.is(FaultKind::Constraint)
+            || matches!(self, Self::Unexpected | Self::Answer(_))
+    }
+
+    /// Whether less at once may be done where this could not be.
+    pub(super) fn is_of_size(&self) -> bool {
+        self.is(FaultKind::Lost) || self.is(FaultKind::Slow) || matches!(self, Self::TimedOut)
     }
 
     /// The error for whoever asked.

@@ -32,10 +32,11 @@ static DIALECT: Dialect = Dialect {
     upsert: Upsert::OnDuplicateKey,
 };
 
-static MIGRATIONS: [Migration; 3] = [
+static MIGRATIONS: [Migration; 4] = [
     Migration { version: 1, min_reader: 1, script: include_str!("migrations/mysql/0001.sql") },
     Migration { version: 2, min_reader: 1, script: include_str!("migrations/mysql/0002.sql") },
     Migration { version: 3, min_reader: 1, script: include_str!("migrations/mysql/0003.sql") },
+    Migration { version: 4, min_reader: 1, script: include_str!("migrations/mysql/0004.sql") },
 ];
 
 /// What a URL may set. sqlx takes no notice of others: one that is misspelt would not do what is wanted.
@@ -109,7 +110,8 @@ const UNKNOWN_VARIABLE: u16 = 1193;
 fn of_database(error: &dyn DatabaseError) -> FaultKind {
     // https://mariadb.com/docs/server/reference/error-codes
     match number(error) {
-        Some(1205 | 1213 | 1020 | 3572 | 1969 | 3024) => FaultKind::Contended,
+        Some(1205 | 1213 | 1020 | 3572) => FaultKind::Contended,
+        Some(1969 | 3024) => FaultKind::Slow,
         Some(1040 | 1053 | 1203 | 1226 | 1047 | 4031) => FaultKind::Refusing,
         Some(1927 | 1077 | 1079) => FaultKind::Lost,
         Some(1146) => FaultKind::NoTable,
@@ -117,6 +119,7 @@ fn of_database(error: &dyn DatabaseError) -> FaultKind {
         Some(1049) => FaultKind::NoDatabase,
         Some(1021 | 1026 | 1030 | 1114 | 1041) => FaultKind::Full,
         Some(1264 | 1265 | 1292 | 1366 | 1406 | 1153) => FaultKind::Value,
+        Some(1048 | 1364 | 1451 | 1452 | 3819 | 4025) => FaultKind::Constraint,
         Some(1290 | 1792 | 1836) => FaultKind::ReadOnly,
         Some(1034 | 1712) => FaultKind::Damaged,
         _ => FaultKind::Other,

@@ -29,10 +29,11 @@ static DIALECT: Dialect = Dialect {
     upsert: Upsert::OnConflict,
 };
 
-static MIGRATIONS: [Migration; 3] = [
+static MIGRATIONS: [Migration; 4] = [
     Migration { version: 1, min_reader: 1, script: include_str!("migrations/postgres/0001.sql") },
     Migration { version: 2, min_reader: 1, script: include_str!("migrations/postgres/0002.sql") },
     Migration { version: 3, min_reader: 1, script: include_str!("migrations/postgres/0003.sql") },
+    Migration { version: 4, min_reader: 1, script: include_str!("migrations/postgres/0004.sql") },
 ];
 
 /// What a URL may set. sqlx writes others, with their values, into the log.
@@ -95,7 +96,8 @@ fn of_database(error: &dyn DatabaseError) -> FaultKind {
     // https://www.postgresql.org/docs/current/errcodes-appendix.html
     let code = error.code().unwrap_or_default();
     match &*code {
-        "40001" | "40P01" | "55P03" | "57014" => FaultKind::Contended,
+        "40001" | "40P01" | "55P03" => FaultKind::Contended,
+        "57014" => FaultKind::Slow,
         "53300" | "57P01" | "57P02" | "57P03" | "57P05" | "25P03" => FaultKind::Refusing,
         "42P01" => FaultKind::NoTable,
         "42501" => FaultKind::Denied,
@@ -106,6 +108,8 @@ fn of_database(error: &dyn DatabaseError) -> FaultKind {
         code if code.starts_with("08") => FaultKind::Lost,
         code if code.starts_with("28") => FaultKind::Denied,
         code if code.starts_with("22") => FaultKind::Value,
+        // That of a key is told apart before.
+        code if code.starts_with("23") => FaultKind::Constraint,
         _ => FaultKind::Other,
     }
 }

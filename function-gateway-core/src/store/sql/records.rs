@@ -127,6 +127,18 @@ pub(super) struct ReadStatistics<'a> {
     pub(super) query: &'a StatisticsQuery,
 }
 
+impl ReadStatistics<'_> {
+    fn select(&self, dialect: &'static Dialect, minutes: &std::ops::Range<Minute>) -> Statement {
+        let select = "SELECT id, format, document FROM fg_rollups WHERE tenant = ";
+        let mut select = dialect.sql(select).arg(self.tenant.as_str());
+        if let Some(name) = &self.query.name {
+            select = select.sql(" AND name = ").arg(name.as_str());
+        }
+        let select = select.sql(" AND minute >= ").arg(minutes.start.get());
+        select.sql(" AND minute < ").arg(minutes.end.get())
+    }
+}
+
 #[async_trait]
 impl Operation for ReadStatistics<'_> {
     type Answer = Statistics;
@@ -137,13 +149,7 @@ impl Operation for ReadStatistics<'_> {
         if minutes.is_empty() {
             return Ok(sum.statistics());
         }
-        let select = "SELECT id, format, document FROM fg_rollups WHERE tenant = ";
-        let mut select = session.dialect().sql(select).arg(self.tenant.as_str());
-        if let Some(name) = &self.query.name {
-            select = select.sql(" AND name = ").arg(name.as_str());
-        }
-        let select = select.sql(" AND minute >= ").arg(minutes.start.get());
-        let select = select.sql(" AND minute < ").arg(minutes.end.get());
+        let select = self.select(session.dialect(), &minutes);
         let mut take = |mut row: Row| {
             let read = row.check_format(1, ROLLUP_FORMAT).and_then(|()| row.json::<Rollup>(2));
             match read {
@@ -157,5 +163,47 @@ impl Operation for ReadStatistics<'_> {
         };
         session.each(select, &mut take).await?;
         Ok(sum.statistics())
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "sqlite")]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::SqlStore;
+    use super::super::tests::is_along_indexes;
+    use super::*;
+    use crate::{ErrorClass, FunctionId, InvocationState, Timestamp};
+
+    #[tokio::test]
+    async fn lists_and_figures_are_read_along_indexes_in_their_order() {
+        let store = SqlStore::open("sqlite::memory:").await.unwrap();
+        let dialect = store.0.engine.dialect();
+        let (tenant, page): (TenantId, _) = ("acme".parse().unwrap(), PageRequest::default());
+        let all = RecordFilter::default;
+        let mut filters = vec![all(), all().with_label("a", "b"), all().with_label("a", "b").with_label("c", "d")];
+        let mut filter = |set: &dyn Fn(&mut RecordFilter)| {
+            let mut filter = all();
+            set(&mut filter);
+            filters.push(filter);
+        };
+        filter(&|filter| filter.name = Some("a".parse().unwrap()));
+        filter(&|filter| filter.function = Some(FunctionId::generate()));
+        filter(&|filter| filter.state = Some(InvocationState::Failed));
+        filter(&|filter| filter.class = Some(ErrorClass::Function));
+        filter(&|filter| filter.caller = Some("ann".parse().unwrap()));
+        filter(&|filter| (filter.from, filter.until) = (Some(Timestamp::now()), Some(Timestamp::now())));
+        for filter in &filters {
+            let list = List { tenant: &tenant, filter, page: &page };
+            for after in [None, Some((1, "x"))] {
+                is_along_indexes(&store, list.select(dialect, after)).await;
+            }
+        }
+        let day = StatisticsQuery::new(Timestamp::now(), Timestamp::now().plus(Duration::from_secs(86_400)));
+        for query in [day.clone(), day.of("a".parse().unwrap())] {
+            let minutes = Minute::range(&query);
+            is_along_indexes(&store, ReadStatistics { tenant: &tenant, query: &query }.select(dialect, &minutes)).await;
+        }
     }
 }

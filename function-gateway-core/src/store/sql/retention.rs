@@ -78,12 +78,17 @@ impl Crowded {
 
 pub(super) async fn retain(store: &SqlStore, retention: &Retention, now: Timestamp, limit: usize) -> Result<u64> {
     let mut deleted = 0;
+    if limit == 0 {
+        return Ok(deleted);
+    }
     if let Some(max_age) = retention.max_age {
         deleted += store.write(&DeleteOld { before: now.minus(max_age), limit }).await?;
     }
     if let Some(max_age) = retention.max_statistics_age {
-        // Each batch by itself, so that writers get their turn; all of them, since their number is not told.
-        while store.write(&DeleteFigures { before: now.minus(max_age), limit }).await? == row_count(limit) {}
+        // Each batch by itself, so that writers get their turn; all of them, since their number is not told. Mostly there is none,
+        // and to see that takes no lock.
+        let old = DeleteFigures { before: now.minus(max_age), limit };
+        while store.read(&HasOldFigures(&old)).await? && store.write(&old).await? == row_count(limit) {}
     }
     let Some(keep) = retention.max_per_function else { return Ok(deleted) };
     let room = |deleted: u64| limit.saturating_sub(usize::try_from(deleted).unwrap_or(usize::MAX));
@@ -141,14 +146,21 @@ struct DeleteOld {
     limit: usize,
 }
 
+impl DeleteOld {
+    fn select(&self, dialect: &'static Dialect) -> Statement {
+        let select = "SELECT id FROM fg_invocations WHERE finished_at IS NOT NULL AND finished_at < ";
+        let select = dialect.sql(select).arg(self.before.as_micros());
+        select.sql(" ORDER BY finished_at LIMIT ").arg(row_limit(self.limit))
+    }
+}
+
 #[async_trait]
 impl Operation for DeleteOld {
     type Answer = u64;
 
     async fn run(&self, session: &mut dyn Session) -> Result<u64, Fault> {
-        let select = "SELECT id FROM fg_invocations WHERE finished_at IS NOT NULL AND finished_at < ";
-        let select = session.dialect().sql(select).arg(self.before.as_micros());
-        delete(session, select.sql(" ORDER BY finished_at LIMIT ").arg(row_limit(self.limit))).await
+        let select = self.select(session.dialect());
+        delete(session, select).await
     }
 }
 
@@ -157,14 +169,33 @@ struct DeleteFigures {
     limit: usize,
 }
 
+impl DeleteFigures {
+    fn select(&self, dialect: &'static Dialect, limit: usize) -> Statement {
+        let before = Minute::of(self.before).get();
+        let select = dialect.sql("SELECT id FROM fg_rollups WHERE minute < ").arg(before);
+        select.sql(" ORDER BY minute LIMIT ").arg(row_limit(limit))
+    }
+}
+
+struct HasOldFigures<'a>(&'a DeleteFigures);
+
+#[async_trait]
+impl Operation for HasOldFigures<'_> {
+    type Answer = bool;
+
+    async fn run(&self, session: &mut dyn Session) -> Result<bool, Fault> {
+        let select = self.0.select(session.dialect(), 1);
+        Ok(session.row(select).await?.is_some())
+    }
+}
+
 #[async_trait]
 impl Operation for DeleteFigures {
     type Answer = u64;
 
     async fn run(&self, session: &mut dyn Session) -> Result<u64, Fault> {
-        let before = Minute::of(self.before).get();
-        let select = session.dialect().sql("SELECT id FROM fg_rollups WHERE minute < ").arg(before);
-        delete_from(session, &["fg_rollups"], select.sql(" LIMIT ").arg(row_limit(self.limit))).await
+        let select = self.select(session.dialect(), self.limit);
+        delete_from(session, &["fg_rollups"], select).await
     }
 }
 
@@ -212,15 +243,21 @@ struct FindCrowded<'a> {
     keep: u64,
 }
 
+impl FindCrowded<'_> {
+    fn select(&self, dialect: &'static Dialect) -> Statement {
+        let select = "SELECT function_id, COUNT(*) FROM fg_invocations WHERE function_id > ";
+        let select = dialect.sql(select).arg(self.after);
+        select.sql(" GROUP BY function_id ORDER BY function_id LIMIT ").arg(row_limit(FUNCTIONS))
+    }
+}
+
 #[async_trait]
 impl Operation for FindCrowded<'_> {
     /// Up to which function was counted, unless those were the last ones; those that have more records than are kept.
     type Answer = (Option<String>, Vec<FunctionId>);
 
     async fn run(&self, session: &mut dyn Session) -> Result<Self::Answer, Fault> {
-        let select = "SELECT function_id, COUNT(*) FROM fg_invocations WHERE function_id > ";
-        let select = session.dialect().sql(select).arg(self.after);
-        let select = select.sql(" GROUP BY function_id ORDER BY function_id LIMIT ").arg(row_limit(FUNCTIONS));
+        let select = self.select(session.dialect());
         let rows = session.rows(select).await?;
         let is_last = rows.len() < FUNCTIONS;
         let (mut last, mut crowded) = (None, Vec::new());
@@ -233,5 +270,25 @@ impl Operation for FindCrowded<'_> {
             }
         }
         Ok((last.filter(|_| !is_last), crowded))
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "sqlite")]
+mod tests {
+    use super::super::tests::is_along_indexes;
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_to_go_is_found_along_indexes() {
+        let store = SqlStore::open("sqlite::memory:").await.unwrap();
+        let dialect = store.0.engine.dialect();
+        let before = Timestamp::now();
+        let old = DeleteFigures { before, limit: 10 };
+        let excess = DeleteExcess { function: "x", keep: 10, limit: 10 };
+        is_along_indexes(&store, DeleteOld { before, limit: 10 }.select(dialect)).await;
+        is_along_indexes(&store, old.select(dialect, 10)).await;
+        is_along_indexes(&store, excess.select(dialect, 10)).await;
+        is_along_indexes(&store, FindCrowded { after: "x", keep: 10 }.select(dialect)).await;
     }
 }

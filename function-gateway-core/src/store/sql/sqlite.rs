@@ -33,10 +33,11 @@ static DIALECT: Dialect = Dialect {
     upsert: Upsert::OnConflict,
 };
 
-static MIGRATIONS: [Migration; 3] = [
+static MIGRATIONS: [Migration; 4] = [
     Migration { version: 1, min_reader: 1, script: include_str!("migrations/sqlite/0001.sql") },
     Migration { version: 2, min_reader: 1, script: include_str!("migrations/sqlite/0002.sql") },
     Migration { version: 3, min_reader: 1, script: include_str!("migrations/sqlite/0003.sql") },
+    Migration { version: 4, min_reader: 1, script: include_str!("migrations/sqlite/0004.sql") },
 ];
 
 /// Records have many indexes: so much of them is held in memory, in KiB (which SQLite tells by the sign).
@@ -107,6 +108,8 @@ fn of_database(error: &dyn DatabaseError) -> FaultKind {
         11 | 26 => FaultKind::Damaged,
         13 => FaultKind::Full,
         18 | 20 => FaultKind::Value,
+        // That of a key is told apart before.
+        19 => FaultKind::Constraint,
         1 if error.message().starts_with("no such table") => FaultKind::NoTable,
         _ => FaultKind::Other,
     }

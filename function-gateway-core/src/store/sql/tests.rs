@@ -30,6 +30,17 @@ fn ended() -> Arc<InvocationRecord> {
     Arc::new(record)
 }
 
+/// Fails where a query reads a table or an index from its beginning, or sorts what it has read.
+pub(super) async fn is_along_indexes(store: &SqlStore, statement: Statement) {
+    let (text, _) = statement.into_parts();
+    let mut session = store.0.engine.reader().await.unwrap();
+    let plan = session.rows(store.0.engine.dialect().sql("EXPLAIN QUERY PLAN ").sql(&text)).await.unwrap();
+    let plan: Vec<_> = plan.into_iter().map(|mut row| row.text(3).unwrap()).collect();
+    assert!(!plan.is_empty(), "{text}");
+    let is_bad = |step: &String| step.starts_with("SCAN") || step.contains("TEMP B-TREE");
+    assert!(!plan.iter().any(is_bad), "{text}: {plan:#?}");
+}
+
 async fn pragma(store: &SqlStore, text: &str) {
     let mut session = store.0.engine.transaction().await.unwrap();
     session.rows(store.0.engine.dialect().sql(text)).await.unwrap();

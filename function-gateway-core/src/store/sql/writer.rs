@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -131,6 +131,8 @@ pub(super) struct Writer {
     timeout: Duration,
     notifiers: Arc<Notifiers>,
     id: String,
+    /// Its other end goes with the task.
+    alive: watch::Receiver<()>,
 }
 
 impl Drop for Writer {
@@ -149,6 +151,7 @@ impl Writer {
         let shared = Arc::new(Shared { queue: Mutex::default(), wake: Notify::new() });
         let timeout = options.operation_timeout;
         let (notifiers, id) = (Arc::<Notifiers>::default(), Uuid::now_v7().to_string());
+        let (alive, seen_alive) = watch::channel(());
         let task = Task {
             shared: Arc::clone(&shared),
             engine,
@@ -159,13 +162,14 @@ impl Writer {
             timeout,
             figures: Rollups::default(),
             begun: HashMap::new(),
+            _alive: alive,
         };
         runtime.spawn(task.run());
         let records = options.max_buffered_records.clamp(1, Semaphore::MAX_PERMITS);
         let kib = u32::try_from(options.max_buffered_bytes / 1024).unwrap_or(u32::MAX >> 3).clamp(1, u32::MAX >> 3);
         let bytes = Arc::new(Semaphore::new(usize::try_from(kib).unwrap_or(Semaphore::MAX_PERMITS)));
         let records = Arc::new(Semaphore::new(records));
-        Self { shared, records, bytes, max_kib: kib, timeout, notifiers, id }
+        Self { shared, records, bytes, max_kib: kib, timeout, notifiers, id, alive: seen_alive }
     }
 
     pub(super) fn notifiers(&self) -> &Arc<Notifiers> {
@@ -183,14 +187,25 @@ impl Writer {
         self.shared.wake.notify_one();
     }
 
+    /// Takes nothing more, and waits until all that was taken is written, or can't be.
+    pub(super) async fn end(&self) {
+        self.close();
+        let mut alive = self.alive.clone();
+        while alive.changed().await.is_ok() {}
+    }
+
     /// How many records wait to be written.
     pub(super) fn len(&self) -> usize {
         self.shared.queue().jobs.len()
     }
 
-    fn push(&self, job: Job) {
+    /// Takes a job, unless no more is taken: then nobody would come to it.
+    fn push(&self, job: Job) -> Result<()> {
         let is_urgent = job.is_urgent();
         let mut queue = self.shared.queue();
+        if queue.closed {
+            return Err(super::closed());
+        }
         queue.jobs.push_back(job);
         queue.urgent += usize::from(is_urgent);
         let len = queue.jobs.len();
@@ -199,6 +214,7 @@ impl Writer {
         if is_urgent || len == 1 || len == BATCH {
             self.shared.wake.notify_one();
         }
+        Ok(())
     }
 
     /// Waits for room in the buffer.
@@ -236,8 +252,7 @@ impl Writer {
     pub(super) async fn finish_buffered(&self, record: Arc<InvocationRecord>) -> Result<()> {
         check_finish(&record)?;
         let room = self.room(kept_bytes(&record)).await?;
-        self.push(Job::Buffered { record, room });
-        Ok(())
+        self.push(Job::Buffered { record, room })
     }
 
     pub(super) async fn finish_durable(&self, record: Arc<InvocationRecord>) -> Result<()> {
@@ -266,14 +281,14 @@ impl Writer {
 
     async fn write(&self, entry: Entry, bytes: usize, room: Room) -> Result<Outcome> {
         let (reply, answer) = oneshot::channel();
-        self.push(Job::Durable { entry, bytes, reply, room });
+        self.push(Job::Durable { entry, bytes, reply, room })?;
         self.answer(answer).await
     }
 
     /// Waits until everything that has come so far is written.
     pub(super) async fn flush(&self) -> Result<()> {
         let (reply, answer) = oneshot::channel();
-        self.push(Job::Flush(reply));
+        self.push(Job::Flush(reply))?;
         self.answer(answer).await.map(|_| ())
     }
 
@@ -301,6 +316,7 @@ struct Task {
     figures: Rollups,
     /// What this process has begun and not ended.
     begun: HashMap<InvocationId, Begun>,
+    _alive: watch::Sender<()>,
 }
 
 /// How the tries to write a batch have gone.
@@ -428,7 +444,7 @@ impl Task {
                 // Another process has written the same id or key since this one looked.
                 continue;
             }
-            tries.slow += u32::from(matches!(fault, Fault::TimedOut) || fault.is(FaultKind::Lost));
+            tries.slow += u32::from(fault.is_of_size());
             let is_hopeless = fault.is_of_content() || tries.doubles > MAX_DOUBLES;
             if tries.unanswered.is_none() && (is_hopeless || tries.slow > MAX_SLOW) {
                 if let Some(halves) = batch.split() {

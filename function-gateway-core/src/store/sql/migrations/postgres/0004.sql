@@ -1,0 +1,1 @@
+CREATE INDEX fg_rollups_by_age ON fg_rollups (minute);
