@@ -5,11 +5,12 @@
 //! and five million records, for which it takes a while and some 20 GB of disk.
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark")]
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use function_gateway_benches::sql::{MINUTES, Size, execute, filled, key, record, revision, time};
+use function_gateway_benches::sql::{MINUTES, Size, execute, filled, key, record, record_id, revision, time};
 use function_gateway_benches::{NoopDriver, caller, median, noop_spec, parse, ratio};
 use function_gateway_core::store::sql::SqlStore;
 use function_gateway_core::{
@@ -100,6 +101,11 @@ const COLUMNS: &str = "id, tenant, name, function_id, state, class, caller, crea
 /// A row of records as the database has it.
 struct Raw([Option<String>; 7], [Option<i64>; 3], String);
 
+/// What the store sets of SQLite for the connection that writes.
+const AS_THE_STORE: &str = "PRAGMA synchronous = FULL; PRAGMA cache_size = -16384; PRAGMA wal_autocheckpoint = 8192";
+/// How many rows a statement inserts, as the store's do.
+const STATEMENT: usize = 256;
+
 /// The bare engine: one connection, and no store.
 enum Bare {
     Sqlite(sqlx::SqliteConnection),
@@ -110,8 +116,7 @@ impl Bare {
     async fn connect(url: &str) -> Self {
         if url.starts_with("sqlite:") {
             let mut connection = sqlx::SqliteConnection::connect(url).await.unwrap();
-            // As the store has it.
-            sqlx::raw_sql("PRAGMA synchronous = FULL").execute(&mut connection).await.unwrap();
+            sqlx::raw_sql(AS_THE_STORE).execute(&mut connection).await.unwrap();
             Self::Sqlite(connection)
         } else {
             Self::Postgres(sqlx::PgConnection::connect(url).await.unwrap())
@@ -139,23 +144,36 @@ impl Bare {
         }
     }
 
-    /// Inserts rows by statements of as many rows as the store's, `commit` of them in a transaction.
-    async fn insert(&mut self, rows: &[Raw], commit: usize) {
+    /// The statements that insert so many rows, by how many each inserts, when `commit` are in a transaction: a program has them
+    /// ready.
+    fn statements(&self, rows: usize, commit: usize) -> HashMap<usize, String> {
+        let transactions = [commit.min(rows), rows % commit];
+        let sizes = transactions.iter().flat_map(|rows| [STATEMENT.min(*rows), rows % STATEMENT]);
+        sizes.map(|size| (size, self.statement(size))).collect()
+    }
+
+    fn statement(&self, rows: usize) -> String {
+        let mut text = format!("INSERT INTO fg_invocations ({COLUMNS}) VALUES ");
+        for row in 0..rows {
+            text.push_str(if row > 0 { ", (" } else { "(" });
+            for column in 1..=14 {
+                let separator = if column > 1 { ", " } else { "" };
+                match self {
+                    Self::Sqlite(_) => text.push_str(&format!("{separator}?")),
+                    Self::Postgres(_) => text.push_str(&format!("{separator}${}", row * 14 + column)),
+                }
+            }
+            text.push(')');
+        }
+        text
+    }
+
+    /// Inserts rows by these statements, `commit` of them in a transaction.
+    async fn insert(&mut self, rows: &[Raw], commit: usize, statements: &HashMap<usize, String>) {
         for transaction in rows.chunks(commit) {
             self.execute("BEGIN").await;
-            for statement in transaction.chunks(256) {
-                let mut text = format!("INSERT INTO fg_invocations ({COLUMNS}) VALUES ");
-                for row in 0..statement.len() {
-                    text.push_str(if row > 0 { ", (" } else { "(" });
-                    for column in 1..=14 {
-                        let separator = if column > 1 { ", " } else { "" };
-                        match self {
-                            Self::Sqlite(_) => text.push_str(&format!("{separator}?")),
-                            Self::Postgres(_) => text.push_str(&format!("{separator}${}", row * 14 + column)),
-                        }
-                    }
-                    text.push(')');
-                }
+            for statement in transaction.chunks(STATEMENT) {
+                let text = statements[&statement.len()].clone();
                 macro_rules! bind {
                     ($connection:expr) => {{
                         let mut query = sqlx::query(sqlx::AssertSqlSafe(text));
@@ -194,6 +212,7 @@ impl Bare {
 fn recording(runtime: &Runtime, engine: &Engine) {
     const ROUNDS: usize = 7;
     const ROWS: usize = 20_000;
+    const COMMIT: usize = 512;
     let (mut bare_times, mut store_times) = (Vec::new(), Vec::new());
     runtime.block_on(async {
         for round in 0..ROUNDS {
@@ -224,8 +243,9 @@ fn recording(runtime: &Runtime, engine: &Engine) {
             let rows = Bare::connect(&url).await.rows().await;
             assert_eq!(rows.len(), ROWS);
             let mut bare = Bare::connect(&bare_url).await;
+            let statements = bare.statements(rows.len(), COMMIT);
             let start = Instant::now();
-            bare.insert(&rows, 512).await;
+            bare.insert(&rows, COMMIT, &statements).await;
             // The first round warms up.
             if round > 0 {
                 bare_times.push(start.elapsed());
@@ -312,8 +332,9 @@ fn calls(runtime: &Runtime, engine: &Engine) {
         for _ in 0..9 {
             const BARE: u32 = 300;
             let rows: Vec<_> = (0..BARE).map(|_| raw(&record(&of))).collect();
+            let statements = bare.statements(rows.len(), 1);
             let start = Instant::now();
-            bare.insert(&rows, 1).await;
+            bare.insert(&rows, 1, &statements).await;
             times[0].push(start.elapsed() / BARE);
             times[1].push(commits(1, 200).await);
             times[2].push(commits(64, 50).await);
@@ -399,9 +420,12 @@ enum Operation {
     FunctionsByOwner,
     FunctionsByLabel,
     FunctionsByPhase,
+    GetRecord,
+    CreateRecord,
     RecordsFirst,
     RecordsMiddle,
     RecordsLast,
+    RecordsUntilMiddle,
     RecordsOfFunction,
     RecordsFailed,
     RecordsOfClass,
@@ -411,7 +435,7 @@ enum Operation {
 }
 
 impl Operation {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 20] = [
         Self::Get,
         Self::Create,
         Self::FunctionsFirst,
@@ -420,9 +444,12 @@ impl Operation {
         Self::FunctionsByOwner,
         Self::FunctionsByLabel,
         Self::FunctionsByPhase,
+        Self::GetRecord,
+        Self::CreateRecord,
         Self::RecordsFirst,
         Self::RecordsMiddle,
         Self::RecordsLast,
+        Self::RecordsUntilMiddle,
         Self::RecordsOfFunction,
         Self::RecordsFailed,
         Self::RecordsOfClass,
@@ -434,13 +461,17 @@ impl Operation {
 
 async fn compare(operation: Operation, stores: &[(SqlStore, Size)]) {
     const ROUNDS: usize = 31;
+    /// Most groups have been read before then, by the same connection.
+    const WARM: usize = 300;
     let mut times = [Vec::new(), Vec::new()];
-    for round in 0..=ROUNDS {
+    for (store, size) in stores {
+        for _ in 0..WARM {
+            run(operation, store, *size).await;
+        }
+    }
+    for _ in 0..ROUNDS {
         for ((store, size), times) in stores.iter().zip(&mut times) {
-            let took = run(operation, store, *size).await;
-            if round > 0 {
-                times.push(took);
-            }
+            times.push(run(operation, store, *size).await);
         }
     }
     let [small, large] = times;
@@ -471,16 +502,19 @@ async fn run(operation: Operation, store: &SqlStore, size: Size) -> Duration {
             assert!(!page.items.is_empty() && page.unreadable.is_empty());
             start.elapsed()
         };
-        let records = async |set: &dyn Fn(&mut RecordFilter), until: u64| {
+        let records = async |set: &dyn Fn(&mut RecordFilter), after: Option<u64>| {
             let mut filter = RecordFilter::default();
-            filter.until = Some(time(until));
             set(&mut filter);
+            let mut page = PageRequest::first(100);
+            if let Some(after) = after {
+                page = page.after(cursor_of_records(after));
+            }
             let start = Instant::now();
-            let page = InvocationStore::list(store, &tenant, &filter, &PageRequest::first(100)).await.unwrap();
+            let page = InvocationStore::list(store, &tenant, &filter, &page).await.unwrap();
             assert!(!page.items.is_empty() && page.unreadable.is_empty());
             start.elapsed()
         };
-        let newest = size.records + 1;
+        let newest = time(size.records + 1);
         took += match operation {
             Operation::Get => {
                 let start = Instant::now();
@@ -510,21 +544,35 @@ async fn run(operation: Operation, store: &SqlStore, size: Size) -> Duration {
             Operation::FunctionsByPhase => {
                 functions(FunctionFilter::all().with_phase(function_gateway_core::Phase::Failed), None).await
             }
-            Operation::RecordsFirst => records(&|_| (), newest).await,
-            Operation::RecordsMiddle => records(&|_| (), size.records / 2).await,
-            Operation::RecordsLast => records(&|_| (), 100).await,
-            Operation::RecordsOfFunction => records(&|filter| filter.name = Some(key(function).name), newest).await,
-            Operation::RecordsFailed => {
-                records(&|filter| filter.state = Some(InvocationState::Failed), size.records).await
+            Operation::GetRecord => {
+                let id = record_id(fastrand::u64(1..=size.records));
+                let start = Instant::now();
+                assert!(InvocationStore::get(store, &tenant, id).await.unwrap().is_some());
+                start.elapsed()
             }
-            Operation::RecordsOfClass => {
-                records(&|filter| filter.class = Some(ErrorClass::Function), size.records).await
+            Operation::CreateRecord => {
+                // Older than all others, so that it changes no page.
+                let mut record = InvocationRecord::clone(&record(&revision(function)));
+                (record.created_at, record.finished_at) = (time(0), Some(time(0)));
+                let start = Instant::now();
+                store.finish(Arc::new(record), Durability::Durable).await.unwrap();
+                start.elapsed()
             }
+            Operation::RecordsFirst => records(&|_| (), None).await,
+            Operation::RecordsMiddle => records(&|_| (), Some(size.records / 2)).await,
+            Operation::RecordsLast => records(&|_| (), Some(102)).await,
+            Operation::RecordsUntilMiddle => records(&|filter| filter.until = Some(time(size.records / 2)), None).await,
+            Operation::RecordsOfFunction => {
+                let name = key(function).name;
+                records(&|filter| (filter.name, filter.until) = (Some(name.clone()), Some(newest)), None).await
+            }
+            Operation::RecordsFailed => records(&|filter| filter.state = Some(InvocationState::Failed), None).await,
+            Operation::RecordsOfClass => records(&|filter| filter.class = Some(ErrorClass::Function), None).await,
             Operation::RecordsByCaller => {
-                records(&|filter| filter.caller = Some(parse(&format!("caller-{group}"))), newest).await
+                records(&|filter| filter.caller = Some(parse(&format!("caller-{group}"))), None).await
             }
             Operation::RecordsByLabel => {
-                records(&|filter| filter.labels = vec![("team".to_owned(), format!("team-{group}"))], newest).await
+                records(&|filter| filter.labels = vec![("team".to_owned(), format!("team-{group}"))], None).await
             }
             Operation::StatisticsOfDay => {
                 let minutes = Duration::from_secs(60) * u32::try_from(MINUTES + 1).unwrap();
@@ -536,6 +584,11 @@ async fn run(operation: Operation, store: &SqlStore, size: Size) -> Duration {
         };
     }
     took / TIMES
+}
+
+fn cursor_of_records(after: u64) -> function_gateway_core::Cursor {
+    let place = format!("{}/{}", time(after).as_micros(), record_id(after));
+    function_gateway_core::Cursor::after(function_gateway_core::CursorKind::Records, &place)
 }
 
 fn cursor_of_functions(after: u64) -> function_gateway_core::Cursor {

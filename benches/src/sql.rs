@@ -51,6 +51,12 @@ pub fn time(number: u64) -> Timestamp {
     Timestamp::from_micros(FIRST * 60_000_000 + i64::try_from(number).unwrap_or(i64::MAX) * STEP_MICROS)
 }
 
+/// The id of the record of a number.
+#[must_use]
+pub fn record_id(number: u64) -> InvocationId {
+    parse(&format!("00000002-0000-7000-8000-{number:012x}"))
+}
+
 /// A revision of the function with a number.
 #[must_use]
 pub fn revision(number: u64) -> Revision {

@@ -18,7 +18,8 @@ The seed is shown, so that a failure can be repeated. PostgreSQL and MariaDB are
 pub(crate) const BENCH_SUMMARY: &str = "Run the benchmarks and show their figures";
 pub(crate) const BENCH_HELP: &str = "\
 Runs `cargo bench -p function-gateway-benches` with the arguments, such as `--bench pipeline`. The method is described
-in docs/performance.md.
+in docs/performance.md. For `sql`, PostgreSQL is started with a quarter of the memory as `shared_buffers`, unless
+FUNCTION_GATEWAY_TEST_POSTGRES_URL names a server.
 
   --instructions    count instructions instead, by valgrind, and compare with benches/instructions.txt";
 
@@ -94,7 +95,19 @@ pub(crate) fn bench(workspace: &Workspace, args: &[String]) -> Result<()> {
     if args == ["--instructions"] {
         return instructions::check(workspace);
     }
-    run(workspace.cargo(["bench", "-p", "function-gateway-benches"]).args(args))
+    let servers = wants_bench(args, "sql").then(Servers::start_for_benchmarks).transpose()?;
+    let mut command = workspace.cargo(["bench", "-p", "function-gateway-benches"]);
+    run(command.args(args).envs(servers.iter().flat_map(Servers::variables)))
+}
+
+/// Whether cargo is told to run a benchmark: by name, or as one of all.
+fn wants_bench(args: &[String], name: &str) -> bool {
+    let of_cargo = || args.iter().take_while(|arg| *arg != "--");
+    let named =
+        of_cargo().zip(of_cargo().skip(1)).filter(|(flag, _)| *flag == "--bench").map(|(_, name)| name.as_str());
+    let joined = of_cargo().filter_map(|arg| arg.strip_prefix("--bench="));
+    let mut all = named.chain(joined).peekable();
+    all.peek().is_none() || all.any(|found| found == name)
 }
 
 #[cfg(test)]
@@ -109,6 +122,13 @@ mod tests {
     fn seed_and_times_are_options() {
         assert_eq!(parse(&[]), Ok(SoakOptions { seed: None, times: 10 }));
         assert_eq!(parse(&["--times", "3", "--seed", "7"]), Ok(SoakOptions { seed: Some(7), times: 3 }));
+    }
+
+    #[test]
+    fn a_benchmark_is_wanted_by_name_or_with_all() {
+        let wants = |args: &[&str]| wants_bench(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>(), "sql");
+        assert!(wants(&[]) && wants(&["--bench", "sql", "--", "size"]) && wants(&["--bench=sql"]));
+        assert!(!wants(&["--bench", "rest"]) && !wants(&["--bench=rest", "--", "--bench", "sql"]));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -37,16 +38,18 @@ const STOP: Duration = Duration::from_secs(10);
 /// Between two looks at what is waited for.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// The servers, in a temporary folder. When this is dropped they are stopped, and the folder is deleted.
+/// The servers, in a temporary folder. When this is dropped they are stopped, and the folder is deleted; also where the process
+/// is ended by a signal.
 pub(crate) struct Servers {
     // In this order they are dropped: the folder goes last.
     servers: Vec<Server>,
+    _heir: Heir,
     _folder: TempDir,
 }
 
 struct Server {
     variables: Vec<(&'static str, String)>,
-    _running: Running,
+    running: Running,
 }
 
 /// A server to start.
@@ -64,16 +67,28 @@ const STARTS: &[Start] = &[
     Start { name: "doomed", instead: None, start: start_doomed },
 ];
 
+/// PostgreSQL with as much memory as its manual recommends (20.4.1, `shared_buffers`).
+const BENCHMARKED: &[Start] = &[Start { name: "postgres", instead: Some(POSTGRES), start: start_large_postgres }];
+
 impl Servers {
-    /// Starts those that the environment does not name, and waits until they answer.
+    /// Starts those for tests that the environment does not name, and waits until they answer.
     pub(crate) fn start() -> Result<Self> {
+        Self::start_those(STARTS)
+    }
+
+    /// Starts that for benchmarks, unless the environment names one.
+    pub(crate) fn start_for_benchmarks() -> Result<Self> {
+        Self::start_those(BENCHMARKED)
+    }
+
+    fn start_those(those: &[Start]) -> Result<Self> {
         let folder = tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"))?;
         if is_root() {
             // The servers are run by others, who have to get to their folders in it.
             output(Command::new("chmod").arg("755").arg(folder.path()))?;
         }
         let servers = thread::scope(|scope| {
-            let needed = STARTS.iter().filter(|start| !start.instead.is_some_and(is_given));
+            let needed = those.iter().filter(|start| !start.instead.is_some_and(is_given));
             let starting: Vec<_> = needed
                 .map(|start| {
                     let home = folder.path().join(start.name);
@@ -85,8 +100,11 @@ impl Servers {
                 .map(|handle| handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             ended.collect::<Result<Vec<_>>>()
         })?;
-        println!("the servers for the tests run in {}", folder.path().display());
-        Ok(Self { servers, _folder: folder })
+        let heir = Heir::of(&servers, folder.path())?;
+        if !servers.is_empty() {
+            println!("the servers run in {}", folder.path().display());
+        }
+        Ok(Self { servers, _heir: heir, _folder: folder })
     }
 
     /// What tells the tests of them.
@@ -181,7 +199,7 @@ struct Postgres<'a> {
 }
 
 impl<'a> Postgres<'a> {
-    fn set_up(home: &'a Path) -> Result<Self> {
+    fn set_up(home: &'a Path, settings: &str) -> Result<Self> {
         let programs = postgres_programs().ok_or_else(|| missing("PostgreSQL"))?;
         let new = Self { programs, user: User::in_place_of_root("postgres"), home };
         new.user.make_folder(home)?;
@@ -190,7 +208,8 @@ impl<'a> Postgres<'a> {
         // Nothing is lost yet if the machine crashes here. The server itself syncs, as tests expect of a database.
         logged(initdb.arg("--no-sync").arg(option("--pgdata", &new.data())), &home.join("set-up.log"))?;
         let path = new.data().join("postgresql.conf");
-        let append = |mut file: File| file.write_all(postgres_settings(home).as_bytes());
+        let settings = postgres_settings(home) + settings;
+        let append = |mut file: File| file.write_all(settings.as_bytes());
         OpenOptions::new().append(true).open(&path).and_then(append).map_err(at(&path))?;
         Ok(new)
     }
@@ -238,15 +257,31 @@ done"
 }
 
 fn start_postgres(home: &Path) -> Result<Server> {
-    let postgres = Postgres::set_up(home)?;
+    start_postgres_with(home, "")
+}
+
+fn start_large_postgres(home: &Path) -> Result<Server> {
+    let settings = memory_kib().map(|memory| format!("shared_buffers = {}kB\n", memory / 4));
+    start_postgres_with(home, &settings.unwrap_or_default())
+}
+
+/// The memory of this machine, where it tells.
+fn memory_kib() -> Option<u64> {
+    let told = fs::read_to_string("/proc/meminfo").ok()?;
+    let total = told.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    total.trim().strip_suffix(" kB")?.parse().ok()
+}
+
+fn start_postgres_with(home: &Path, settings: &str) -> Result<Server> {
+    let postgres = Postgres::set_up(home, settings)?;
     let mut command = postgres.command("postgres");
     command.arg("-D").arg(postgres.data());
     let running = start_child(&mut command, "INT", &postgres.log(), || postgres.is_ready())?;
-    Ok(Server { variables: vec![(POSTGRES, postgres_url(home))], _running: running })
+    Ok(Server { variables: vec![(POSTGRES, postgres_url(home))], running })
 }
 
 fn start_doomed(home: &Path) -> Result<Server> {
-    let postgres = Postgres::set_up(home)?;
+    let postgres = Postgres::set_up(home, "")?;
     let start = postgres.start_command();
     logged(Command::new("sh").args(["-c", &start]), &home.join("start.log"))?;
     let mut stop = postgres.command("pg_ctl");
@@ -254,7 +289,7 @@ fn start_doomed(home: &Path) -> Result<Server> {
     stop.arg(option("--pgdata", &postgres.data())).arg("stop");
     let data = postgres.data().to_string_lossy().into_owned();
     let variables = vec![(DOOMED, postgres_url(home)), (DOOMED_DATA, data), (DOOMED_START, start)];
-    Ok(Server { variables, _running: Running::Apart { stop } })
+    Ok(Server { variables, running: Running::Apart { stop } })
 }
 
 /// What is added to the settings of a new server.
@@ -295,7 +330,7 @@ fn start_mariadb(home: &Path) -> Result<Server> {
         answers(command.arg(option("--socket", &socket)).arg("status"))
     };
     let running = start_child(&mut command, "TERM", &home.join("server.log"), is_ready)?;
-    Ok(Server { variables: vec![(MYSQL, mysql_url(&socket))], _running: running })
+    Ok(Server { variables: vec![(MYSQL, mysql_url(&socket))], running })
 }
 
 /// Run by the server before it accepts connections, a statement in each line.
@@ -323,6 +358,50 @@ impl Drop for Running {
             Self::Child { child, signal } => stop_child(child, signal),
             Self::Apart { stop } => _ = answers(stop),
         }
+    }
+}
+
+/// Stops the servers and deletes their folder where this process ends without having done so: a shell in a process group of its
+/// own, which Ctrl-C does not reach, and which waits for the end of its input.
+#[derive(Debug)]
+struct Heir(Child);
+
+impl Heir {
+    fn of(servers: &[Server], folder: &Path) -> Result<Self> {
+        let folder = quoted(&folder.to_string_lossy());
+        // A line says that there is nothing to be done.
+        let mut script = format!("trap '' HUP INT TERM\nread -r _ && exit\ncd {folder}\n");
+        for server in servers {
+            let _ = match &server.running {
+                Running::Child { child, signal } => writeln!(script, "kill -s {signal} {}", child.id()),
+                Running::Apart { stop } => writeln!(script, "{}", quoted_command(stop)),
+            };
+        }
+        for server in servers {
+            if let Running::Child { child, .. } = &server.running {
+                let looks = STOP.as_millis() / LOOK.as_millis();
+                let _ = writeln!(
+                    script,
+                    "n={looks}; while [ $n -gt 0 ] && kill -0 {}; do n=$((n - 1)); sleep 0.05; done",
+                    child.id()
+                );
+            }
+        }
+        let _ = writeln!(script, "cd /; rm -rf {folder}");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().map(Self).map_err(|error| format!("a shell that stops the servers: {error}"))
+    }
+}
+
+impl Drop for Heir {
+    fn drop(&mut self) {
+        if let Some(mut input) = self.0.stdin.take() {
+            // Where it is gone it can do nothing wrong.
+            _ = input.write_all(b"\n");
+        }
+        _ = self.0.wait();
     }
 }
 
@@ -494,6 +573,29 @@ mod tests {
         drop(running);
         assert!(!answers(&mut sh(&format!("kill -0 {id}"))));
         assert_eq!(text(log.path()), format!("{id}stopped\n"));
+    }
+
+    #[test]
+    fn an_heir_stops_what_is_left_where_nobody_tells_it_not_to() {
+        let server = |log: &Path| {
+            let script = "trap 'echo stopped; exit' INT; echo ready; while :; do sleep 0.01; done";
+            let running = start_child(&mut sh(script), "INT", log, || text(log).ends_with('\n')).unwrap();
+            vec![Server { variables: Vec::new(), running }]
+        };
+        for is_told in [true, false] {
+            let (log, folder) = (tempfile::NamedTempFile::new().unwrap(), tempfile::tempdir().unwrap());
+            let servers = server(log.path());
+            let mut heir = Heir::of(&servers, folder.path()).unwrap();
+            if !is_told {
+                // As where this process is killed.
+                drop(heir.0.stdin.take());
+                heir.0.wait().unwrap();
+            }
+            drop(heir);
+            assert_eq!(folder.path().exists(), is_told);
+            assert_eq!(text(log.path()).ends_with("stopped\n"), !is_told);
+            drop(servers);
+        }
     }
 
     #[test]

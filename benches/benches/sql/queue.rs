@@ -12,7 +12,7 @@ use function_gateway_core::{
 };
 use sqlx::{Connection as _, Row as _};
 
-use super::Engine;
+use super::{AS_THE_STORE, Engine};
 
 const LEASE: Duration = Duration::from_secs(3600);
 const ACCEPTED: usize = 20_000;
@@ -268,8 +268,7 @@ async fn insert(url: &str, rows: &[Vec<Raw>], batch: usize) -> Duration {
     match url.starts_with("sqlite:") {
         true => {
             let mut connection = sqlx::SqliteConnection::connect(url).await.unwrap();
-            // As the store has it.
-            sqlx::raw_sql("PRAGMA synchronous = FULL").execute(&mut connection).await.unwrap();
+            sqlx::raw_sql(AS_THE_STORE).execute(&mut connection).await.unwrap();
             insert!(connection, false)
         }
         false => insert!(sqlx::PgConnection::connect(url).await.unwrap(), true),
