@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ApiKeyId, AuditEventId, CallContext, FunctionName, Generation, Page, PageRequest, PrincipalId, Result, Retention,
-    TenantId, Timestamp, Violation,
+    ApiKeyId, AuditEventId, CallContext, FunctionName, Generation, InvocationId, Page, PageRequest, PrincipalId,
+    Result, Retention, TenantId, Timestamp, Violation,
 };
 
 pub use scopes::ScopeAuthorizer;
@@ -234,6 +234,12 @@ pub struct AuditEvent {
     /// To which API key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<ApiKeyId>,
+    /// To which execution.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execution: Option<InvocationId>,
+    /// To what else, by its name: what is built on the gateway has things of its own, such as subscriptions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
     /// Whether it was allowed and done.
     pub allowed: bool,
 }
@@ -251,6 +257,8 @@ impl AuditEvent {
             function: None,
             generation: None,
             key: None,
+            execution: None,
+            subject: None,
             allowed,
         }
     }
@@ -260,6 +268,20 @@ impl AuditEvent {
     pub fn on(mut self, function: &FunctionName, generation: Option<Generation>) -> Self {
         self.function = Some(function.clone());
         self.generation = generation;
+        self
+    }
+
+    /// Names the execution.
+    #[must_use]
+    pub fn on_execution(mut self, execution: InvocationId) -> Self {
+        self.execution = Some(execution);
+        self
+    }
+
+    /// Names what it was done to, where that is none of these.
+    #[must_use]
+    pub fn on_subject(mut self, name: impl Into<String>) -> Self {
+        self.subject = Some(name.into());
         self
     }
 

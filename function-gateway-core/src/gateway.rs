@@ -70,9 +70,9 @@ impl Gateway {
         self.host.authorize(cx, action, None).await
     }
 
-    /// Keeps a change in the audit log, for what is built on the gateway.
-    pub async fn audit(&self, cx: &CallContext, action: Action) {
-        self.host.audit_tenant(cx, action).await;
+    /// Keeps a change in the audit log, for what is built on the gateway; with the name of what was changed.
+    pub async fn audit(&self, cx: &CallContext, action: Action, subject: &str) {
+        self.host.audit_subject(cx, action, subject).await;
     }
 
     /// The time by the gateway's clock.

@@ -19,8 +19,8 @@ use crate::worker::Cancellations;
 use crate::{
     Action, ApiKeyId, ApiKeyStore, AuditEvent, AuditLog, Authorizer, CallContext, CallbackSender, Clock, Decision,
     DriverRegistry, Error, ErrorKind, FunctionName, FunctionSpec, FunctionStore, GatewayConfig, GatewayId, Generation,
-    InvocationQueue, InvocationStore, Middleware, MiddlewareFactory, PrincipalId, Resource, Result, Revision,
-    SecretBinding, SecretChain, SecretDelivery, Settings, SpecField, Violation,
+    InvocationId, InvocationQueue, InvocationStore, Middleware, MiddlewareFactory, PrincipalId, Resource, Result,
+    Revision, SecretBinding, SecretChain, SecretDelivery, Settings, SpecField, Violation,
 };
 
 pub(crate) struct Host {
@@ -148,9 +148,20 @@ impl Host {
         self.audit(AuditEvent::new(self.clock.now(), cx, action, true).on(name, generation)).await;
     }
 
-    /// Keeps a change that is about the tenant as a whole in the audit log, and tells of it.
-    pub(crate) async fn audit_tenant(&self, cx: &CallContext, action: Action) {
-        self.audit(AuditEvent::new(self.clock.now(), cx, action, true)).await;
+    /// Keeps a change of an execution in the audit log, and tells of it.
+    pub(crate) async fn audit_execution(
+        &self,
+        cx: &CallContext,
+        action: Action,
+        name: &FunctionName,
+        id: InvocationId,
+    ) {
+        self.audit(AuditEvent::new(self.clock.now(), cx, action, true).on(name, None).on_execution(id)).await;
+    }
+
+    /// Keeps a change of something else in the audit log, and tells of it.
+    pub(crate) async fn audit_subject(&self, cx: &CallContext, action: Action, subject: &str) {
+        self.audit(AuditEvent::new(self.clock.now(), cx, action, true).on_subject(subject)).await;
     }
 
     /// Keeps a change of an API key in the audit log, or its refusal, and tells of it.
@@ -167,6 +178,8 @@ impl Host {
             function = event.function.as_ref().map(FunctionName::as_str),
             generation = event.generation.map(Generation::get),
             key = event.key.as_ref().map(tracing::field::display),
+            execution = event.execution.as_ref().map(tracing::field::display),
+            subject = event.subject.as_deref(),
             allowed = event.allowed,
         );
         if let Err(error) = self.audit.append(event).await {

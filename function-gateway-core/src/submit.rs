@@ -171,7 +171,7 @@ impl QueueManager for Gateway {
         let (host, cx) = (Arc::clone(&self.host), cx.clone());
         let purge = async move {
             host.queue()?.purge(cx.tenant(), id).await?;
-            host.audit_change(&cx, Action::Purge, &dead.submission.key.name, None).await;
+            host.audit_execution(&cx, Action::Purge, &dead.submission.key.name, id).await;
             Ok(())
         };
         self.host.lifetime.carry_out(purge).await
@@ -437,7 +437,7 @@ impl Host {
                     return Err(Error::new(ErrorKind::Conflict, message).with_retry(Retry::Never));
                 }
             }
-            host.audit_change(&cx, Action::Cancel, &found.submission.key.name, None).await;
+            host.audit_execution(&cx, Action::Cancel, &found.submission.key.name, id).await;
             Ok(())
         };
         self.lifetime.carry_out(cancel).await
@@ -517,7 +517,7 @@ impl Host {
         let (host, cx) = (Arc::clone(self), cx.clone());
         let redrive = async move {
             host.queue()?.redrive(cx.tenant(), id, acceptance, host.config.queue.keep_for).await?;
-            host.audit_change(&cx, Action::Redrive, &dead.submission.key.name, None).await;
+            host.audit_execution(&cx, Action::Redrive, &dead.submission.key.name, id).await;
             Ok(receipt)
         };
         self.lifetime.carry_out(redrive).await

@@ -309,7 +309,7 @@ impl EventBroker {
         let written = self.0.documents.put_document(&document, expected).await;
         self.forget(cx.tenant());
         let written = written?;
-        self.0.gateway.audit(cx, Action::WriteSubscriptions).await;
+        self.0.gateway.audit(cx, Action::WriteSubscriptions, name.as_str()).await;
         let Stored { principal, created_at, updated_at, spec, .. } = stored;
         Ok(Subscription { name, version: written.version, principal, created_at, updated_at, spec })
     }
@@ -362,7 +362,7 @@ impl EventBroker {
         let deleted = self.0.documents.delete_document(cx.tenant(), KIND, name.as_str(), Some(known.version)).await;
         self.forget(cx.tenant());
         deleted?;
-        self.0.gateway.audit(cx, Action::WriteSubscriptions).await;
+        self.0.gateway.audit(cx, Action::WriteSubscriptions, name.as_str()).await;
         Ok(())
     }
 }

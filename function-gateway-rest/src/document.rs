@@ -759,6 +759,12 @@ pub(crate) struct AuditDocument {
     /// To which API key.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<ApiKeyId>,
+    /// To which execution.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    execution: Option<InvocationId>,
+    /// To what else, by its name, such as a subscription.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<String>,
     /// Whether it was allowed and done.
     allowed: bool,
 }
@@ -773,6 +779,8 @@ impl From<&AuditEvent> for AuditDocument {
             function: event.function.clone(),
             generation: event.generation,
             key: event.key,
+            execution: event.execution,
+            subject: event.subject.clone(),
             allowed: event.allowed,
         }
     }
