@@ -43,21 +43,21 @@ pub trait Authenticator: fmt::Debug + Send + Sync + 'static {
 pub struct Authenticated {
     /// Who it is.
     pub principal: Arc<Principal>,
-    /// The header that the credential came in. It is not passed on to functions.
-    pub header: Option<HeaderName>,
+    /// The headers that the credential came in. They are not passed on to functions.
+    pub headers: Vec<HeaderName>,
 }
 
 impl Authenticated {
     /// A principal whose credential did not come in a header.
     #[must_use]
     pub fn new(principal: Arc<Principal>) -> Self {
-        Self { principal, header: None }
+        Self { principal, headers: Vec::new() }
     }
 
-    /// Names the header that the credential came in.
+    /// Names a header that the credential came in, beside those that were named before.
     #[must_use]
     pub fn by_header(mut self, header: HeaderName) -> Self {
-        self.header = Some(header);
+        self.headers.push(header);
         self
     }
 }

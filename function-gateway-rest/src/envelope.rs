@@ -10,10 +10,10 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use function_gateway_core::{Error, ErrorKind, Principal};
 use futures_util::FutureExt as _;
-use http::HeaderValue;
-use http::header::HeaderName;
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue, Method};
 
-use crate::problem::Problem;
+use crate::problem::{ANSWERED_BY, Problem};
 
 /// The id of a request: the client's, where it is fit for that, or a new one.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -35,6 +35,16 @@ impl fmt::Debug for RequestLog {
     }
 }
 
+/// The id of the request whose answer this is part of, for what is only told within its body. It is set before the body begins.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StreamId(Arc<OnceLock<String>>);
+
+impl StreamId {
+    pub(crate) fn get(&self) -> &str {
+        self.0.get().map(String::as_str).unwrap_or_default()
+    }
+}
+
 /// The outermost layer.
 ///
 /// Each request is one event of the target `function_gateway::access` at level INFO, when its answer begins, with the fields
@@ -42,6 +52,7 @@ impl fmt::Debug for RequestLog {
 pub(crate) async fn envelope(mut request: Request, next: Next) -> Response {
     let id = request_id(&request);
     let id_text = id.to_str().unwrap_or_default().to_owned();
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     let logged = tracing::enabled!(target: "function_gateway::access", tracing::Level::INFO).then(|| {
         let log = RequestLog::default();
         request.extensions_mut().insert(log.clone());
@@ -55,6 +66,12 @@ pub(crate) async fn envelope(mut request: Request, next: Next) -> Response {
     });
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         response = problem.finish(response, &id_text);
+    }
+    if let Some(StreamId(cell)) = response.extensions_mut().remove() {
+        cell.get_or_init(|| id_text.clone());
+    }
+    if is_read {
+        keep_from_shared_caches(response.headers_mut());
     }
     if let Some((log, method, path, start)) = logged {
         let principal = log.0.get();
@@ -71,6 +88,14 @@ pub(crate) async fn envelope(mut request: Request, next: Next) -> Response {
     }
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+/// Answers depend on who asks. A cache that many share heeds that by itself for `Authorization` alone (RFC 9111, section 3.5), and
+/// credentials come in other headers too.
+fn keep_from_shared_caches(headers: &mut HeaderMap) {
+    let is_function = headers.get(ANSWERED_BY).is_some_and(|by| by == "function");
+    let value = if is_function { "private" } else { "private, no-cache" };
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static(value));
 }
 
 fn request_id(request: &Request) -> HeaderValue {

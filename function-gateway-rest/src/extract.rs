@@ -23,8 +23,8 @@ use crate::problem::Problem;
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) principal: Arc<Principal>,
-    /// The header that the credential came in.
-    pub(crate) credential: Option<HeaderName>,
+    /// The headers that the credential came in.
+    pub(crate) credential: Vec<HeaderName>,
     trace: Option<TraceParent>,
 }
 
@@ -88,7 +88,7 @@ impl FromRequestParts<Arc<Api>> for Caller {
                     if let Some(log) = parts.extensions.get::<crate::envelope::RequestLog>() {
                         log.set_principal(&found.principal);
                     }
-                    return Ok(Self { principal: found.principal, credential: found.header, trace });
+                    return Ok(Self { principal: found.principal, credential: found.headers, trace });
                 }
                 Ok(None) => {}
                 Err(error) => return Err(challenged(api, error)),

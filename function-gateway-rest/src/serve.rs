@@ -1,17 +1,19 @@
 //! Serves a router on a listener of the host's: HTTP/1.1 and HTTP/2 (with prior knowledge), with the bounds that a server needs
 //! which strangers can reach.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
 use axum::response::Response;
+use bytes::{Buf, Bytes};
 use function_gateway_core::{Error, ErrorKind, Result};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -34,6 +36,9 @@ pub struct ServeOptions {
     pub max_connections: usize,
     /// How many requests an HTTP/2 connection has under way at most. Default: 256.
     pub max_streams: u32,
+    /// How long a client may leave unread what is there for it; then its connection is cut off. Default: 5 min, as long as
+    /// [`GatewayConfig::max_reader_pause`](function_gateway_core::GatewayConfig::max_reader_pause), which ends streams alone.
+    pub write_timeout: Duration,
     /// How long requests under way may take once the server is to stop. Default: 30 s.
     pub grace: Duration,
 }
@@ -45,6 +50,7 @@ impl Default for ServeOptions {
             max_header_bytes: 64 * 1024,
             max_connections: 10_000,
             max_streams: 256,
+            write_timeout: Duration::from_secs(300),
             grace: Duration::from_secs(30),
         }
     }
@@ -62,6 +68,13 @@ impl ServeOptions {
     #[must_use]
     pub fn with_max_connections(mut self, connections: usize) -> Self {
         self.max_connections = connections;
+        self
+    }
+
+    /// Sets how long a client may leave unread what is there for it.
+    #[must_use]
+    pub fn with_write_timeout(mut self, timeout: Duration) -> Self {
+        self.write_timeout = timeout;
         self
     }
 
@@ -84,7 +97,8 @@ const H2_PING_EVERY: Duration = Duration::from_secs(20);
 /// returns. Begin [`Gateway::shutdown`](function_gateway_core::Gateway::shutdown) at the same time, since that ends what would
 /// go on for ever, such as a log that is followed.
 ///
-/// A client that closes its side of an HTTP/1 connection while it waits is taken to have gone: its call is cancelled.
+/// A client that closes its side of an HTTP/1 connection while it waits is taken to have gone: its call is cancelled. One that
+/// reads nothing of what is there for it for `options.write_timeout` is cut off.
 ///
 /// # Errors
 /// [`ErrorKind::Internal`] where the listener is broken.
@@ -125,9 +139,9 @@ pub async fn serve(
         };
         // Answers are written whole or in chunks that somebody waits for.
         let _ = stream.set_nodelay(true);
-        let stream = Opening::new(stream, options.header_timeout);
-        let connection =
-            connection(Arc::clone(&builder), stream, peer, router.clone(), (stopping.clone(), options.header_timeout));
+        let stream = Timed::new(stream, &options);
+        let bounds = Bounds { idle: options.header_timeout, unread: options.write_timeout };
+        let connection = connection(Arc::clone(&builder), stream, peer, router.clone(), (stopping.clone(), bounds));
         tokio::spawn(async move {
             connection.await;
             drop(permit);
@@ -160,10 +174,10 @@ fn builder(options: &ServeOptions) -> auto::Builder<TokioExecutor> {
 
 async fn connection(
     builder: Arc<auto::Builder<TokioExecutor>>,
-    stream: Opening,
+    stream: Timed<TcpStream>,
     peer: SocketAddr,
     router: Router,
-    (mut stopping, idle): (watch::Receiver<()>, Duration),
+    (mut stopping, bounds): (watch::Receiver<()>, Bounds),
 ) {
     let streams = Arc::new(Streams::default());
     let counted = Arc::clone(&streams);
@@ -173,11 +187,8 @@ async fn connection(
         let stream = counted.begin(request.version());
         let router = router.clone();
         async move {
-            let response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
-            Ok::<Response, Infallible>(match stream {
-                Some(stream) => response.map(|body| axum::body::Body::new(Counted { body, _stream: stream })),
-                None => response,
-            })
+            let response: Response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
+            Ok::<_, Infallible>(response.map(|body| Counted { body, stream }))
         }
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
@@ -188,7 +199,10 @@ async fn connection(
             ended = connection.as_mut() => break ended,
             // It only ever ends.
             _ = stopping.changed(), if !is_closing => {}
-            () = streams.idle_for(idle), if !is_closing => {}
+            overdue = streams.overdue(bounds, is_closing) => if let Overdue::Unread = overdue {
+                tracing::debug!(target: "function_gateway::rest", %peer, "a client is cut off that does not read on");
+                return;
+            }
         }
         is_closing = true;
         connection.as_mut().graceful_shutdown();
@@ -198,19 +212,44 @@ async fn connection(
     }
 }
 
-/// The requests under way on a connection of HTTP/2, on which hyper has no bound for the time without one.
-struct Streams(Mutex<Under>);
-
-enum Under {
-    /// HTTP/1: hyper bounds the time until the next head.
-    Bounded,
-    Way(usize),
-    Idle(Instant),
+/// How long a connection may be without a request, and a request without a reader of its answer.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    idle: Duration,
+    unread: Duration,
 }
 
-impl Default for Streams {
+/// The requests under way on a connection of HTTP/2. hyper has no bound for the time without one, and a client whose windows are
+/// full blocks its answers and not the socket.
+#[derive(Default)]
+struct Streams(Mutex<Under>);
+
+struct Under {
+    /// With HTTP/1 hyper bounds the time until the next head, and an answer that is not read blocks the socket.
+    is_http1: bool,
+    next: u64,
+    way: HashMap<u64, Unread>,
+    idle_since: Instant,
+}
+
+/// What a client could read of an answer and has not.
+#[derive(Debug, Clone, Copy)]
+struct Unread {
+    bytes: usize,
+    since: Instant,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Overdue {
+    /// There has been no request.
+    Idle,
+    /// An answer has not been read on.
+    Unread,
+}
+
+impl Default for Under {
     fn default() -> Self {
-        Self(Mutex::new(Under::Idle(Instant::now())))
+        Self { is_http1: false, next: 0, way: HashMap::new(), idle_since: Instant::now() }
     }
 }
 
@@ -220,42 +259,78 @@ impl Streams {
     }
 
     /// Counts a request until what it gives is dropped.
-    fn begin(self: &Arc<Self>, version: http::Version) -> Option<StreamGuard> {
+    fn begin(self: &Arc<Self>, version: http::Version) -> Option<Arc<Stream>> {
         let mut state = self.state();
         if version != http::Version::HTTP_2 {
-            *state = Under::Bounded;
+            state.is_http1 = true;
             return None;
         }
-        *state = match *state {
-            Under::Way(count) => Under::Way(count + 1),
-            _ => Under::Way(1),
-        };
-        Some(StreamGuard(Arc::clone(self)))
+        let id = state.next;
+        state.next += 1;
+        state.way.insert(id, Unread { bytes: 0, since: Instant::now() });
+        drop(state);
+        Some(Arc::new(Stream { id, streams: Arc::clone(self) }))
     }
 
-    /// Waits until there has been no request for so long.
-    async fn idle_for(&self, time: Duration) {
-        loop {
-            let since = match *self.state() {
-                Under::Idle(since) => Some(since),
-                Under::Way(_) | Under::Bounded => None,
-            };
-            match since.map(|since| since + time) {
-                Some(until) if until <= Instant::now() => return,
-                Some(until) => tokio::time::sleep_until(until).await,
-                None => tokio::time::sleep(time).await,
+    /// What can become overdue next, since when it is so, and for how long it may be. `None` where nothing ever can.
+    fn next(&self, bounds: Bounds, is_closing: bool) -> Option<(Option<Instant>, Duration, Overdue)> {
+        let state = self.state();
+        if state.is_http1 {
+            None
+        } else if state.way.is_empty() {
+            Some(((!is_closing).then_some(state.idle_since), bounds.idle, Overdue::Idle))
+        } else {
+            let since = state.way.values().filter(|unread| unread.bytes > 0).map(|unread| unread.since).min();
+            Some((since, bounds.unread, Overdue::Unread))
+        }
+    }
+
+    /// Waits until something has been so for longer than it may. A connection that is closing may be idle.
+    async fn overdue(&self, bounds: Bounds, is_closing: bool) -> Overdue {
+        // What begins while this waits is not due before.
+        let again = bounds.idle.min(bounds.unread).max(Duration::from_millis(1));
+        while let Some((since, bound, overdue)) = self.next(bounds, is_closing) {
+            let left = since.map(|since| bound.saturating_sub(since.elapsed()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return overdue;
             }
+            tokio::time::sleep(left.unwrap_or(again).min(again)).await;
+        }
+        std::future::pending().await
+    }
+}
+
+/// A request of HTTP/2, until its answer is written or given up.
+struct Stream {
+    id: u64,
+    streams: Arc<Streams>,
+}
+
+impl Stream {
+    /// Part of the answer is there to be read.
+    fn gives(&self, bytes: usize) {
+        if let Some(unread) = self.streams.state().way.get_mut(&self.id) {
+            if unread.bytes == 0 {
+                unread.since = Instant::now();
+            }
+            unread.bytes += bytes;
+        }
+    }
+
+    /// Part of it is read, as far as windows tell, or given up.
+    fn gave(&self, bytes: usize) {
+        if let Some(unread) = self.streams.state().way.get_mut(&self.id) {
+            *unread = Unread { bytes: unread.bytes.saturating_sub(bytes), since: Instant::now() };
         }
     }
 }
 
-struct StreamGuard(Arc<Streams>);
-
-impl Drop for StreamGuard {
+impl Drop for Stream {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        if let Under::Way(count) = *state {
-            *state = if count > 1 { Under::Way(count - 1) } else { Under::Idle(Instant::now()) };
+        let mut state = self.streams.state();
+        state.way.remove(&self.id);
+        if state.way.is_empty() {
+            state.idle_since = Instant::now();
         }
     }
 }
@@ -263,18 +338,22 @@ impl Drop for StreamGuard {
 /// The body of an answer, until whose end its request is under way.
 struct Counted {
     body: axum::body::Body,
-    _stream: StreamGuard,
+    /// With HTTP/2.
+    stream: Option<Arc<Stream>>,
 }
 
 impl http_body::Body for Counted {
-    type Data = bytes::Bytes;
+    type Data = Piece;
     type Error = axum::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<std::result::Result<http_body::Frame<bytes::Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+    ) -> Poll<Option<std::result::Result<http_body::Frame<Piece>, axum::Error>>> {
+        let this = &mut *self;
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        let piece = |bytes| Piece::new(bytes, this.stream.clone());
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -286,32 +365,90 @@ impl http_body::Body for Counted {
     }
 }
 
-/// A connection that has to begin in time. Which HTTP a client speaks shows in its first bytes, and nothing else bounds how long
-/// those take.
-struct Opening {
-    stream: TcpStream,
+/// A piece of an answer, which tells how much of it has been written. Asking the body alone would not do: what is in hand at its
+/// end, or fits no window, is not asked for any more.
+struct Piece {
+    bytes: Bytes,
+    stream: Option<Arc<Stream>>,
+}
+
+impl Piece {
+    fn new(bytes: Bytes, stream: Option<Arc<Stream>>) -> Self {
+        if let Some(stream) = &stream {
+            stream.gives(bytes.len());
+        }
+        Self { bytes, stream }
+    }
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        if let Some(stream) = &self.stream {
+            stream.gave(count);
+        }
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        if let Some(stream) = self.stream.as_ref().filter(|_| !self.bytes.is_empty()) {
+            stream.gave(self.bytes.len());
+        }
+    }
+}
+
+/// A connection that has to begin in time, and whose client has to read. Which HTTP a client speaks shows in its first bytes, and
+/// nothing else bounds how long those take.
+struct Timed<S> {
+    stream: S,
     /// Until enough has come to know it, or an answer is on its way.
-    waiting: Option<(Pin<Box<Sleep>>, usize)>,
+    opening: Option<(Pin<Box<Sleep>>, usize)>,
+    write_timeout: Duration,
+    /// Made when there is something to wait for.
+    blocked: Option<Pin<Box<Sleep>>>,
 }
 
 /// The length of the preface of HTTP/2 (RFC 9113, section 3.4).
 const PREFACE_BYTES: usize = 24;
 
-impl Opening {
-    fn new(stream: TcpStream, timeout: Duration) -> Self {
-        Self { stream, waiting: Some((Box::pin(tokio::time::sleep(timeout)), PREFACE_BYTES)) }
+impl<S> Timed<S> {
+    fn new(stream: S, options: &ServeOptions) -> Self {
+        let opening = Some((Box::pin(tokio::time::sleep(options.header_timeout)), PREFACE_BYTES));
+        Self { stream, opening, write_timeout: options.write_timeout, blocked: None }
+    }
+
+    /// What a write gave, or an error where nothing could be written for too long.
+    fn in_time(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.opening = None;
+        if written.is_ready() {
+            self.blocked = None;
+            return written;
+        }
+        let timeout = self.write_timeout;
+        let timer = self.blocked.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read on")))
     }
 }
 
-impl AsyncRead for Opening {
+impl<S: AsyncRead + Unpin> AsyncRead for Timed<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buffer.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buffer);
-        let Some((timer, left)) = &mut this.waiting else { return polled };
+        let Some((timer, left)) = &mut this.opening else { return polled };
         *left = left.saturating_sub(buffer.filled().len() - before);
         if *left == 0 {
-            this.waiting = None;
+            this.opening = None;
         } else if polled.is_pending() && timer.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -319,10 +456,10 @@ impl AsyncRead for Opening {
     }
 }
 
-impl AsyncWrite for Opening {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Timed<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.waiting = None;
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.in_time(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -342,8 +479,8 @@ impl AsyncWrite for Opening {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.waiting = None;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
+        self.in_time(cx, written)
     }
 }
 
@@ -356,4 +493,58 @@ fn is_of_connection(error: &io::Error) -> bool {
 /// The process has too many files open (`EMFILE`, `ENFILE`), or the system no memory (`ENOBUFS`, `ENOMEM`).
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(23 | 24 | 105 | 12))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds { idle: Duration::from_secs(30), unread: Duration::from_secs(100) };
+
+    /// Whether something is overdue already.
+    async fn overdue(streams: &Streams, is_closing: bool) -> Option<Overdue> {
+        tokio::time::timeout(Duration::ZERO, streams.overdue(BOUNDS, is_closing)).await.ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_overdue_once_nothing_of_it_is_read() {
+        let streams = Arc::new(Streams::default());
+        let read_on = streams.begin(http::Version::HTTP_2);
+        let mut read_on = Piece::new(Bytes::from_static(b"abcdef"), read_on);
+        let waits = streams.begin(http::Version::HTTP_2);
+        for _ in 0..5 {
+            tokio::time::advance(Duration::from_secs(90)).await;
+            assert_eq!(overdue(&streams, false).await, None);
+            read_on.advance(1);
+        }
+        let left = Piece::new(Bytes::from_static(b"abc"), waits.clone());
+        tokio::time::advance(Duration::from_secs(60)).await;
+        read_on.advance(1);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        for is_closing in [false, true] {
+            assert_eq!(overdue(&streams, is_closing).await, Some(Overdue::Unread));
+        }
+        // Given up by the client.
+        drop(left);
+        assert_eq!(overdue(&streams, false).await, None);
+        drop((read_on, waits));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(overdue(&streams, true).await, None);
+        assert_eq!(overdue(&streams, false).await, Some(Overdue::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_blocked_write_fails_in_time_and_any_progress_is_enough() {
+        let (mut client, server) = tokio::io::duplex(4);
+        let mut server = Timed::new(server, &ServeOptions::default().with_write_timeout(BOUNDS.unread));
+        let writing = tokio::spawn(async move { server.write_all(&[b'x'; 10]).await });
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_secs(90)).await;
+            client.read_exact(&mut [0]).await.unwrap();
+        }
+        let error = writing.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
 }

@@ -265,7 +265,12 @@ impl Config {
     }
 
     fn url_in_data(&self) -> String {
-        format!("sqlite:{}", self.data.join("gateway.db").display())
+        format!("sqlite:{}", self.file_in_data().display())
+    }
+
+    /// The database in the data folder.
+    pub(crate) fn file_in_data(&self) -> PathBuf {
+        self.data.join("gateway.db")
     }
 
     /// Whether the database is the file in the data folder.

@@ -21,7 +21,8 @@ use function_gateway::{
     DirectorySecrets, DriverName, EnvironmentSecrets, FaasDriver, Gateway, GatewayConfig, MemorySecrets, Principal,
     Retention, ScopeAuthorizer, Secret, SecretChain, SecretProvider, TenantId, WorkerConfig,
 };
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics_util::MetricKindMask;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -284,14 +285,12 @@ async fn register_samples(config: &Config, gateway: &Gateway) -> Result<Register
 
 /// Has what the gateway measures kept for `/metrics`.
 fn record_metrics() -> Result<PrometheusHandle> {
-    /// In seconds: everything of which there is a histogram is a time.
-    const BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
     const UPKEEP: Duration = Duration::from_secs(5);
-    let failed = |error: String| Failure::new(Exit::GatewayFailed, format!("metrics can't be recorded: {error}"));
-    let builder = PrometheusBuilder::new().set_buckets(&BUCKETS).map_err(|error| failed(error.to_string()))?;
-    let recorder = builder.build_recorder();
+    /// A series of a function that was deleted would stay for ever. One that goes on counts from zero again, as after a restart.
+    const KEEP: Duration = Duration::from_secs(86_400);
+    let recorder = recorder(KEEP)?;
     let handle = recorder.handle();
-    metrics::set_global_recorder(recorder).map_err(|error| failed(error.to_string()))?;
+    metrics::set_global_recorder(recorder).map_err(|error| not_recorded(&error))?;
     let upkeep = handle.clone();
     tokio::spawn(async move {
         let mut interval = tokio::time::interval(UPKEEP);
@@ -301,6 +300,18 @@ fn record_metrics() -> Result<PrometheusHandle> {
         }
     });
     Ok(handle)
+}
+
+/// Keeps each series for so long after it was last measured.
+fn recorder(keep: Duration) -> Result<PrometheusRecorder> {
+    /// In seconds: everything of which there is a histogram is a time.
+    const BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+    let builder = PrometheusBuilder::new().set_buckets(&BUCKETS).map_err(|error| not_recorded(&error))?;
+    Ok(builder.idle_timeout(MetricKindMask::ALL, Some(keep)).build_recorder())
+}
+
+fn not_recorded(error: &dyn std::error::Error) -> Failure {
+    Failure::new(Exit::GatewayFailed, format!("metrics can't be recorded: {error}"))
 }
 
 /// Is cancelled by the first Ctrl-C or SIGTERM. A second one ends the process at once.
@@ -341,5 +352,23 @@ mod tests {
         let options = ServeOptions::default();
         assert_eq!(ours.limits.max_connections, options.max_connections);
         assert_eq!(Duration::from_millis(ours.limits.shutdown_grace_ms), options.grace);
+    }
+
+    #[test]
+    fn what_is_not_measured_any_more_is_forgotten() {
+        for (keep, stays) in [(Duration::from_secs(86_400), true), (Duration::from_nanos(1), false)] {
+            let recorder = recorder(keep).unwrap();
+            metrics::with_local_recorder(&recorder, || {
+                metrics::counter!("calls", "function" => "deleted").increment(1);
+                metrics::gauge!("depth", "function" => "deleted").set(1.0);
+                metrics::histogram!("took", "function" => "deleted").record(0.5);
+            });
+            let handle = recorder.handle();
+            // The first one notes when.
+            for series in ["calls{", "depth{", "took_bucket{"] {
+                assert!(handle.render().contains(series) || !stays, "{series}");
+            }
+            assert_eq!(handle.render().contains("deleted"), stays, "{}", handle.render());
+        }
     }
 }

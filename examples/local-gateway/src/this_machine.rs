@@ -3,12 +3,22 @@
 use async_trait::async_trait;
 use function_gateway::rest::{Anonymous, Authenticated, Authenticator};
 use function_gateway::{Error, ErrorKind, Principal, Result};
-use http::header::{HOST, HeaderMap, HeaderName, ORIGIN};
+use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN, VIA};
 use http::request::Parts;
 use http::uri::Authority;
 
 /// From where the page is that makes a browser send a request (Fetch Metadata). Loopback addresses get it without TLS too.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// What proxies say of whom they pass on. Through one, everybody whom it lets in would be on this machine.
+const PASSED_ON: [HeaderName; 6] = [
+    FORWARDED,
+    VIA,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-real-ip"),
+];
 
 const PAGES: &str = "without authentication, pages that are from elsewhere are not let in";
 
@@ -16,7 +26,8 @@ const PAGES: &str = "without authentication, pages that are from elsewhere are n
 ///
 /// A gateway that listens on a loopback address can still be reached by any page that a browser on this machine shows: by the
 /// address itself, or by a name of the page's own that it has lead here (DNS rebinding). The second is told by `Host`, the first
-/// by `Origin` and, where a page makes the browser send none (an image, a script, a link), by `Sec-Fetch-Site`.
+/// by `Origin` and, where a page makes the browser send none (an image, a script, a link), by `Sec-Fetch-Site`. By a proxy on this
+/// machine it can be reached from everywhere, which the headers tell that proxies set.
 #[derive(Debug)]
 pub(crate) struct ThisMachine(Anonymous);
 
@@ -29,14 +40,23 @@ impl ThisMachine {
 #[async_trait]
 impl Authenticator for ThisMachine {
     async fn authenticate(&self, request: &Parts) -> Result<Option<Authenticated>> {
-        let named = request.uri.authority().cloned().or_else(|| text(&request.headers, HOST)?.parse().ok());
-        if !named.as_ref().is_some_and(is_this_machine) {
+        if let Some(header) = PASSED_ON.iter().find(|header| request.headers.contains_key(*header)) {
+            let message = format!(
+                "without authentication, requests that come by a proxy, as `{header}` says of this one, are not let in; switch \
+                 authentication on, such as with --authentication api-keys"
+            );
+            return Err(Error::new(ErrorKind::PermissionDenied, message));
+        }
+        let named: Option<Authority> =
+            request.uri.authority().cloned().or_else(|| text(&request.headers, HOST)?.parse().ok());
+        if !named.as_ref().is_some_and(|named| is_this_machine(named.host())) {
             let message = "without authentication, requests have to be for localhost, 127.0.0.1 or [::1]";
             return Err(Error::new(ErrorKind::PermissionDenied, message));
         }
         if let Some(origin) = text(&request.headers, ORIGIN) {
-            let authority = origin.split_once("://").and_then(|(_, authority)| authority.parse().ok());
-            if !authority.as_ref().is_some_and(is_this_machine) {
+            let authority: Option<Authority> =
+                origin.split_once("://").and_then(|(_, authority)| authority.parse().ok());
+            if !authority.is_some_and(|authority| is_this_machine(authority.host())) {
                 return Err(Error::new(ErrorKind::PermissionDenied, PAGES));
             }
         }
@@ -52,8 +72,8 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
 }
 
-fn is_this_machine(authority: &Authority) -> bool {
-    let host = authority.host();
+/// Whether a host as it stands in a URL is this machine, by whichever name.
+pub(crate) fn is_this_machine(host: &str) -> bool {
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     host.eq_ignore_ascii_case("localhost")
         || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
@@ -81,6 +101,22 @@ mod tests {
         assert!(is_let_in("localhost:8080", Some((ORIGIN, "http://localhost:3000"))).await);
         for site in ["none", "same-origin"] {
             assert!(is_let_in("localhost:8080", Some((SEC_FETCH_SITE, site))).await, "{site}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_by_a_proxy_is_not() {
+        for (name, value) in [
+            ("forwarded", "for=192.0.2.1"),
+            ("via", "1.1 proxy"),
+            ("x-forwarded-for", "127.0.0.1"),
+            ("x-forwarded-host", "localhost"),
+            ("x-forwarded-proto", "https"),
+            ("x-real-ip", "127.0.0.1"),
+        ] {
+            let name = HeaderName::from_static(name);
+            assert!(!is_let_in("localhost:8080", Some((name.clone(), value))).await, "{name}");
+            assert!(!is_let_in("localhost:8080", Some((name.clone(), ""))).await, "{name} without a value");
         }
     }
 

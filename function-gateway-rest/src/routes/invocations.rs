@@ -286,7 +286,7 @@ fn invoke_request(api: &Api, caller: &Caller, request: Request, path: Option<Str
     for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT, TIMEOUT] {
         invoke.headers.remove(name);
     }
-    if let Some(credential) = &caller.credential {
+    for credential in &caller.credential {
         invoke.headers.remove(credential);
     }
     // Also a key that was sent beside the credential, or to a gateway that asks for none.

@@ -13,6 +13,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use serde::Serialize;
 
 use crate::document::LogLineDocument;
+use crate::envelope::StreamId;
 use crate::problem::Problem;
 
 pub(super) const JSON_LINES: HeaderValue = HeaderValue::from_static("application/x-ndjson");
@@ -110,28 +111,68 @@ fn whole_characters(bytes: &[u8]) -> usize {
     }
 }
 
-/// Server-sent events: one of the name `log` for each item, `error` where the log breaks off, and `end` at its end.
-fn events<T: Serialize>(items: impl Stream<Item = Result<T>> + Send + 'static) -> Response {
-    let event = |item: Result<T>| match item {
-        Ok(item) => named("log", &item),
-        Err(error) => broken(error),
-    };
-    let end = stream::once(async { Event::default().event("end").data("{}") });
-    let events = items.map(event).chain(end).map(Ok::<_, Infallible>);
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+/// Server-sent events: one of the name `log` for each item, then `end`, or `error` where the log breaks off.
+fn events<T: Serialize + 'static>(items: impl Stream<Item = Result<T>> + Send + 'static) -> Response {
+    let id = StreamId::default();
+    let events = stream::unfold(Some((Box::pin(items), id.clone())), |state| async move {
+        let (mut items, id) = state?;
+        let (event, state) = match items.next().await {
+            Some(Ok(item)) => (named("log", &item), Some((items, id))),
+            Some(Err(error)) => (broken(error, &id), None),
+            None => (Event::default().event("end").data("{}"), None),
+        };
+        Some((Ok::<_, Infallible>(event), state))
+    });
+    let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    response.extensions_mut().insert(id);
+    response
 }
 
 fn named(name: &str, data: &impl Serialize) -> Event {
     Event::default().event(name).data(serde_json::to_string(data).unwrap_or_default())
 }
 
-fn broken(error: Error) -> Event {
-    named("error", &Problem::from(error).into_document())
+fn broken(error: Error, id: &StreamId) -> Event {
+    let mut problem = Problem::from(error);
+    problem.document().request_id = id.get().to_owned();
+    named("error", &problem.into_document())
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::routing::get;
+    use function_gateway_core::ErrorKind;
+    use tower::ServiceExt as _;
+
     use super::*;
+
+    /// The events of a log, as the client of a request gets them.
+    async fn events_of(items: impl Fn() -> Vec<Result<&'static str>> + Clone + Send + Sync + 'static) -> String {
+        let log = async move || events(stream::iter(items()));
+        let router = Router::new().route("/", get(log)).layer(axum::middleware::from_fn(crate::envelope::envelope));
+        let request = http::Request::get("/").header("x-request-id", "mine-7").body(Body::empty()).unwrap();
+        let answer = router.oneshot(request).await.unwrap();
+        let bytes = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+        String::from_utf8(bytes.to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_log_that_breaks_off_says_so_at_its_end() {
+        let lost = || Error::new(ErrorKind::FunctionBroken, "the engine is gone");
+        let events = events_of(move || vec![Ok("one"), Err(lost()), Ok("two")]).await;
+        let names: Vec<_> = events.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+        assert_eq!(names, ["log", "error"], "{events}");
+        let error = events.lines().rfind(|line| line.starts_with("data: ")).unwrap();
+        let problem: serde_json::Value = serde_json::from_str(&error["data: ".len()..]).unwrap();
+        assert_eq!((&problem["request_id"], &problem["code"]), (&"mine-7".into(), &"function_broken".into()));
+    }
+
+    #[tokio::test]
+    async fn a_log_that_ends_says_so() {
+        let events = events_of(|| vec![Ok("one")]).await;
+        assert_eq!(events, "event: log\ndata: \"one\"\n\nevent: end\ndata: {}\n\n");
+    }
 
     #[test]
     fn no_character_is_cut_in_two() {

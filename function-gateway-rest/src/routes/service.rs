@@ -1,6 +1,6 @@
 //! The gateway itself: drivers, limits, health, metrics, and the description of this API.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::Json;
 use axum::extract::State;
@@ -137,9 +137,12 @@ async fn metrics(State(api): State<Arc<Api>>, caller: Caller) -> Answer {
     security(()),
 )]
 async fn openapi(headers: HeaderMap) -> Response {
-    let document = super::openapi_json();
-    let digest = Sha256::digest(document);
-    let etag = Etag::new(&digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>());
+    // Once, since it takes longer than all the rest, and anybody may ask.
+    static ETAG: LazyLock<Etag> = LazyLock::new(|| {
+        let digest = Sha256::digest(super::openapi_json());
+        Etag::new(&digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>())
+    });
+    let (document, etag) = (super::openapi_json(), &*ETAG);
     if let Some(response) = etag.not_modified(&headers) {
         return response;
     }

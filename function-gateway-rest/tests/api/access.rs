@@ -1,22 +1,26 @@
 //! API keys and the audit log.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use function_gateway_rest::ApiKeyAuthenticator;
+use async_trait::async_trait;
+use function_gateway_core::store::memory::MemoryStore;
+use function_gateway_core::store::{ApiKeyStore, Durability, FunctionStore, InvocationStore, Lease};
+use function_gateway_core::{
+    ApiKey, ApiKeyId, AuditEvent, AuditFilter, AuditLog, Error, ErrorKind, Function, FunctionFilter, FunctionId,
+    FunctionKey, FunctionStatus, Gateway, GatewayBuilder, GatewayId, Generation, InvocationId, InvocationRecord, Page,
+    PageRequest, Principal, RecordFilter, Result, Retention, Revision, Statistics, StatisticsQuery, TenantId,
+    Timestamp, Version,
+};
+use function_gateway_rest::{Anonymous, Authenticated, Authenticator, RestApiBuilder};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::common::{Server, Setup, json_of, key, problem, spec};
-
-/// A server that looks each key up for each request.
-async fn server() -> Server {
-    let api = |builder: function_gateway_rest::RestApiBuilder| builder;
-    Server::with(Setup { api: Box::new(api), ..Setup::default() }).await
-}
+use crate::common::{Server, Setup, header, json_of, key, problem};
 
 #[tokio::test]
 async fn a_key_is_made_shown_once_and_revoked() {
-    let server = server().await;
+    let server = Server::start().await;
     let new = json!({"principal": "bob", "scopes": ["read"], "description": "for the dashboard"});
     let made = json_of(server.post("/v1/keys", &new).send().await.unwrap(), StatusCode::CREATED).await;
     let text = made["key"].as_str().unwrap();
@@ -38,7 +42,7 @@ async fn a_key_is_made_shown_once_and_revoked() {
     assert_eq!(revoked["state"], "revoked");
     let again = json_of(server.request(Method::DELETE, &path).send().await.unwrap(), StatusCode::OK).await;
     assert_eq!(again["revoked_at"], revoked["revoked_at"]);
-    // An authenticator that remembers nothing knows at once; the server's own within its time.
+    // The authenticator remembers it for a moment.
     crate::common::until("the key is refused", async || {
         server.as_who(made["key"].as_str().unwrap(), Method::GET, "/v1/me").send().await.unwrap().status()
             == StatusCode::UNAUTHORIZED
@@ -48,7 +52,7 @@ async fn a_key_is_made_shown_once_and_revoked() {
 
 #[tokio::test]
 async fn a_key_ends_when_it_says() {
-    let server = server().await;
+    let server = Server::start().await;
     let past = json!({"scopes": ["read"], "expires_at": "2020-01-01T00:00:00Z"});
     let refused = problem(server.post("/v1/keys", &past).send().await.unwrap(), 400, "invalid_argument").await;
     assert_eq!(refused["violations"][0]["pointer"], "/expires_at");
@@ -66,7 +70,7 @@ async fn a_key_ends_when_it_says() {
 
 #[tokio::test]
 async fn nobody_gives_away_what_is_not_theirs() {
-    let server = server().await;
+    let server = Server::start().await;
     let bob = key(&server.gateway, "acme", "bob", &["write"]).await;
     let new = |scopes: Value| json!({"scopes": scopes});
     let refused = server.as_who(&bob, Method::POST, "/v1/keys").json(&new(json!(["read"]))).send().await.unwrap();
@@ -86,7 +90,7 @@ async fn nobody_gives_away_what_is_not_theirs() {
 
 #[tokio::test]
 async fn who_changed_what_is_kept() {
-    let server = server().await;
+    let server = Server::start().await;
     server.create("echo").await;
     let bob = key(&server.gateway, "acme", "bob", &["read"]).await;
     server.as_who(&bob, Method::DELETE, "/v1/functions/echo").send().await.unwrap();
@@ -119,17 +123,230 @@ async fn who_changed_what_is_kept() {
     let rest = audit(&format!("function=echo&limit=3&cursor={}", first["next"].as_str().unwrap())).await;
     assert_eq!(rest["items"].as_array().unwrap().len(), 1);
     problem(server.get("/v1/audit?action=look").send().await.unwrap(), 400, "invalid_argument").await;
-    let _ = spec();
+}
+
+/// A principal that may do everything, whoever asks.
+fn anonymous() -> Anonymous {
+    let admin = Principal::new("acme".parse().unwrap(), "ada".parse().unwrap());
+    Anonymous::new(admin.with_scope("admin"))
 }
 
 #[tokio::test]
 async fn a_gateway_without_a_store_for_keys_says_so() {
-    let api = |builder: function_gateway_rest::RestApiBuilder| {
-        let admin = function_gateway_core::Principal::new("acme".parse().unwrap(), "ada".parse().unwrap());
-        builder.authenticator(function_gateway_rest::Anonymous::new(admin.with_scope("admin")))
+    let without = |_| {
+        let store = Arc::new(MemoryStore::new(GatewayId::generate()));
+        Gateway::builder().function_store(store.clone()).invocation_store(store)
     };
-    let server = Server::with(Setup { api: Box::new(api), ..Setup::default() }).await;
-    let me = server.client.get(server.url("/v1/me")).send().await.unwrap();
+    let setup = Setup {
+        gateway: Box::new(without),
+        api: Box::new(|builder| builder.authenticator(anonymous())),
+        keys: false,
+        ..Setup::default()
+    };
+    let server = Server::with(setup).await;
+    let request = |method: Method, path: &str| server.client.request(method, server.url(path));
+    let one = "/v1/keys/0190a5e4-0000-7000-8000-000000000001";
+    for request in [
+        request(Method::POST, "/v1/keys").json(&json!({"scopes": ["read"]})),
+        request(Method::GET, "/v1/keys"),
+        request(Method::GET, one),
+        request(Method::DELETE, one),
+    ] {
+        problem(request.send().await.unwrap(), 501, "unsupported").await;
+    }
+    let me = request(Method::GET, "/v1/me").send().await.unwrap();
     assert_eq!(json_of(me, StatusCode::OK).await["scopes"], json!(["admin"]));
-    let _ = ApiKeyAuthenticator::DEFAULT_TTL;
+}
+
+/// Keys and audit events that can't be read now.
+#[derive(Debug)]
+struct Broken;
+
+fn broken<T>() -> Result<T> {
+    Err(Error::new(ErrorKind::Store, "the disk is full").with_detail("/dev/sda1"))
+}
+
+#[async_trait]
+impl ApiKeyStore for Broken {
+    async fn add_key(&self, _: &ApiKey) -> Result<()> {
+        broken()
+    }
+
+    async fn find_key(&self, _: ApiKeyId) -> Result<Option<Arc<ApiKey>>> {
+        broken()
+    }
+
+    async fn keys(&self, _: &TenantId, _: &PageRequest) -> Result<Page<Arc<ApiKey>>> {
+        broken()
+    }
+
+    async fn revoke_key(&self, _: &TenantId, _: ApiKeyId, _: Timestamp) -> Result<Arc<ApiKey>> {
+        broken()
+    }
+}
+
+#[async_trait]
+impl AuditLog for Broken {
+    async fn append(&self, _: AuditEvent) -> Result<()> {
+        broken()
+    }
+
+    async fn list(&self, _: &TenantId, _: &AuditFilter, _: &PageRequest) -> Result<Page<Arc<AuditEvent>>> {
+        broken()
+    }
+
+    async fn retain(&self, _: &Retention, _: Timestamp, _: usize) -> Result<u64> {
+        broken()
+    }
+}
+
+#[async_trait]
+impl InvocationStore for Broken {
+    async fn begin(&self, _: Arc<InvocationRecord>) -> Result<()> {
+        broken()
+    }
+
+    async fn finish(&self, _: Arc<InvocationRecord>, _: Durability) -> Result<()> {
+        broken()
+    }
+
+    async fn flush(&self) -> Result<()> {
+        broken()
+    }
+
+    async fn get(&self, _: &TenantId, _: InvocationId) -> Result<Option<Arc<InvocationRecord>>> {
+        broken()
+    }
+
+    async fn list(&self, _: &TenantId, _: &RecordFilter, _: &PageRequest) -> Result<Page<Arc<InvocationRecord>>> {
+        broken()
+    }
+
+    async fn statistics(&self, _: &TenantId, _: &StatisticsQuery) -> Result<Statistics> {
+        broken()
+    }
+
+    async fn retain(&self, _: &Retention, _: Timestamp, _: usize) -> Result<u64> {
+        broken()
+    }
+}
+
+#[async_trait]
+impl FunctionStore for Broken {
+    async fn gateway_id(&self) -> Result<GatewayId> {
+        Ok(GatewayId::generate())
+    }
+
+    async fn create(&self, _: &Function, _: &Revision) -> Result<()> {
+        broken()
+    }
+
+    async fn get(&self, _: &FunctionKey) -> Result<Option<Arc<Function>>> {
+        broken()
+    }
+
+    async fn update(&self, _: &Function, _: Version, _: Option<&Revision>) -> Result<Arc<Function>> {
+        broken()
+    }
+
+    async fn list(&self, _: &TenantId, _: &FunctionFilter, _: &PageRequest) -> Result<Page<Arc<Function>>> {
+        broken()
+    }
+
+    async fn revision(&self, _: &TenantId, _: FunctionId, _: Generation) -> Result<Option<Arc<Revision>>> {
+        broken()
+    }
+
+    async fn revisions(&self, _: &TenantId, _: FunctionId, _: &PageRequest) -> Result<Page<Arc<Revision>>> {
+        broken()
+    }
+
+    async fn acquire_lease(&self, _: &FunctionKey, _: Duration) -> Result<Option<Lease>> {
+        broken()
+    }
+
+    async fn renew_lease(&self, _: &Lease, _: Duration) -> Result<()> {
+        broken()
+    }
+
+    async fn release_lease(&self, _: &Lease) -> Result<()> {
+        broken()
+    }
+
+    async fn update_status(&self, _: &Lease, _: Version, _: &FunctionStatus) -> Result<Arc<Function>> {
+        broken()
+    }
+
+    async fn delete(&self, _: &Lease, _: Version) -> Result<()> {
+        broken()
+    }
+
+    async fn scan_due(&self, _: Timestamp, _: usize) -> Result<Vec<FunctionKey>> {
+        broken()
+    }
+
+    async fn find(&self, _: FunctionId) -> Result<Option<Arc<Function>>> {
+        broken()
+    }
+
+    async fn scan_all(&self, _: &PageRequest) -> Result<Page<Arc<Function>>> {
+        broken()
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_fails_is_a_problem_that_tells_nothing_of_it() {
+    let failing = |builder: GatewayBuilder| {
+        let broken = Arc::new(Broken);
+        let builder = builder.api_key_store(broken.clone()).audit_log(broken.clone());
+        builder.function_store(broken.clone()).invocation_store(broken)
+    };
+    let setup = Setup {
+        gateway: Box::new(failing),
+        api: Box::new(|builder| builder.authenticator(anonymous())),
+        keys: false,
+        ..Setup::default()
+    };
+    let server = Server::with(setup).await;
+    for (method, path) in [
+        (Method::GET, "/v1/functions"),
+        (Method::GET, "/v1/functions/echo"),
+        (Method::DELETE, "/v1/functions/echo"),
+        (Method::POST, "/v1/functions/echo/invocations"),
+        (Method::GET, "/v1/keys"),
+        (Method::DELETE, "/v1/keys/0190a5e4-0000-7000-8000-000000000001"),
+        (Method::GET, "/v1/audit"),
+        (Method::GET, "/v1/executions"),
+        (Method::GET, "/v1/executions/0190a5e4-0000-7000-8000-000000000001"),
+        (Method::GET, "/v1/statistics"),
+    ] {
+        let refused = server.client.request(method.clone(), server.url(path)).send().await.unwrap();
+        assert_eq!(header(&refused, "retry-after"), "1", "{method} {path}");
+        let refused = problem(refused, 503, "store").await;
+        assert!(!refused.to_string().contains("sda1"), "{refused}");
+    }
+    // A credential that can't be looked up is not taken for one that is not valid.
+    let key = format!("fgk_{}_{}", "0".repeat(32), "A".repeat(43));
+    let unknown = server.as_who(&key, Method::GET, "/v1/me").send().await.unwrap();
+    problem(unknown, 503, "store").await;
+}
+
+#[derive(Debug)]
+struct Panics;
+
+#[async_trait]
+impl Authenticator for Panics {
+    async fn authenticate(&self, _: &http::request::Parts) -> Result<Option<Authenticated>> {
+        panic!("the password is hunter2")
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_a_problem_and_the_server_goes_on() {
+    let api = |builder: RestApiBuilder| builder.authenticator(Panics);
+    let server = Server::with(Setup { api: Box::new(api), ..Setup::default() }).await;
+    let failed = server.client.get(server.url("/v1/me")).send().await.unwrap();
+    let failed = problem(failed, 500, "internal").await;
+    assert!(!failed.to_string().contains("hunter2"), "{failed}");
+    assert_eq!(server.get("/v1/me").send().await.unwrap().status(), StatusCode::OK);
 }

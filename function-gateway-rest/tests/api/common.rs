@@ -42,6 +42,8 @@ pub(crate) struct Setup {
     pub(crate) serve: ServeOptions,
     pub(crate) below: &'static str,
     pub(crate) events: bool,
+    /// Whether the gateway keeps API keys. Without, there is no `admin`.
+    pub(crate) keys: bool,
 }
 
 impl Default for Setup {
@@ -52,6 +54,7 @@ impl Default for Setup {
             serve: ServeOptions::default(),
             below: "",
             events: true,
+            keys: true,
         }
     }
 }
@@ -89,7 +92,10 @@ impl Server {
             let _ = stopped.await;
         }));
         let client = Client::builder().timeout(LONG).build().unwrap();
-        let admin = key(&gateway, "acme", "ada", &["admin"]).await;
+        let admin = match setup.keys {
+            true => key(&gateway, "acme", "ada", &["admin"]).await,
+            false => String::new(),
+        };
         let (stop, served) = (Mutex::new(Some(stop)), Mutex::new(Some(served)));
         Self { address, gateway, engine, client, admin, stop, served }
     }

@@ -6,11 +6,12 @@ use std::time::Duration;
 use function_gateway_core::Principal;
 use function_gateway_rest::{ApiKeyAuthenticator, HostPrincipal, RestApi};
 use http::Request;
+use http::header::{AUTHORIZATION, COOKIE, HeaderName};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-use crate::common::{Server, Setup, header, json_of, key, problem, spec};
+use crate::common::{Server, Setup, header, json_of, key, problem, remembering, spec};
 
 /// Every operation of the description, with something in the place of its parameters.
 fn operations() -> Vec<(Method, String, bool)> {
@@ -157,7 +158,7 @@ async fn a_scope_lets_do_what_it_says_and_no_more() {
 async fn the_host_may_say_who_it_is() {
     let server = Server::start().await;
     let api = RestApi::builder(server.gateway.clone())
-        .authenticator(HostPrincipal)
+        .authenticator(HostPrincipal::default())
         .authenticator(ApiKeyAuthenticator::with_ttl(server.gateway.clone(), Duration::ZERO))
         .build()
         .unwrap();
@@ -170,6 +171,35 @@ async fn the_host_may_say_who_it_is() {
     assert_eq!(known.status(), StatusCode::OK);
     let by_key = request().header("x-api-key", &server.admin).body(axum::body::Body::empty()).unwrap();
     assert_eq!(api.router().oneshot(by_key).await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_hosts_credential_is_not_for_functions() {
+    let server = Server::start().await;
+    server.create("web").await;
+    let (handler, seen) = remembering();
+    server.engine.on_invoke(handler);
+    let own = HeaderName::from_static("x-session");
+    let cases: [(HostPrincipal, &[HeaderName]); 3] = [
+        (HostPrincipal::default(), &[AUTHORIZATION, COOKIE]),
+        (HostPrincipal::by_headers([own.clone()]), std::slice::from_ref(&own)),
+        (HostPrincipal::by_headers([]), &[]),
+    ];
+    for (host, kept_back) in cases {
+        let api = RestApi::builder(server.gateway.clone()).authenticator(host).build().unwrap();
+        let principal = Principal::new("acme".parse().unwrap(), "ada".parse().unwrap()).with_scope("invoke");
+        let mut call = Request::post("/v1/functions/web/http/").extension(Arc::new(principal));
+        for name in [AUTHORIZATION, COOKIE, own.clone()] {
+            call = call.header(name, "hunter2");
+        }
+        // Cookies may come in several.
+        let call = call.header(COOKIE, "more").body(axum::body::Body::empty()).unwrap();
+        assert_eq!(api.router().oneshot(call).await.unwrap().status(), StatusCode::OK);
+        let (_, headers) = seen.lock().unwrap().pop().unwrap();
+        for name in [AUTHORIZATION, COOKIE, own.clone()] {
+            assert_eq!(headers.contains_key(&name), !kept_back.contains(&name), "{name} {kept_back:?}");
+        }
+    }
 }
 
 #[tokio::test]

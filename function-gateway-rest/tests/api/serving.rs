@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use function_gateway_core::InvokeResponse;
 use function_gateway_rest::serve::ServeOptions;
 use function_gateway_rest::{Cors, RestOptions};
 use function_gateway_testkit::{Gate, Handler};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::common::{Server, Setup, header, json_of, problem, until, waiting};
+use crate::common::{LONG, Server, Setup, header, json_of, problem, until, waiting};
 
 #[tokio::test]
 async fn health_and_description_are_for_everybody() {
@@ -246,4 +248,102 @@ async fn a_slow_reader_is_waited_for() {
         tokio::task::yield_now().await;
     }
     assert!(read > SIZE, "{read}");
+}
+
+const LARGE: usize = 8 * 1024 * 1024;
+
+/// A server with a function whose answer is too large for what systems keep of it between two ends. Of its connections none stays
+/// open without a request.
+async fn with_large_answers(serve: ServeOptions) -> Server {
+    let mut server = Server::with(Setup { serve, ..Setup::default() }).await;
+    server.client = reqwest::Client::builder().timeout(LONG).pool_max_idle_per_host(0).build().unwrap();
+    server.create("large").await;
+    server.engine.on_invoke(Handler::status(StatusCode::OK, vec![b'x'; LARGE]));
+    server
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let server = with_large_answers(
+        ServeOptions::default().with_write_timeout(Duration::from_millis(100)).with_max_connections(1),
+    )
+    .await;
+    let call =
+        format!("GET /v1/functions/large/http/ HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n", server.admin);
+    let descriptions = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
+    for requests in [call, descriptions] {
+        let mut stream = server.connect().await;
+        stream.write_all(requests.as_bytes()).await.unwrap();
+        // Its turn comes once the other connection is gone.
+        assert_eq!(server.get("/v1/me").send().await.unwrap().status(), StatusCode::OK);
+        drop(stream);
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_http_2_that_does_not_read_is_cut_off() {
+    let server = with_large_answers(ServeOptions::default().with_write_timeout(Duration::from_millis(100))).await;
+    // With the first, no byte of an answer may be sent. With the second, the whole of it waits within the connection.
+    for window in [0, 1] {
+        let stream = TokioIo::new(server.connect().await);
+        let (mut sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(window)
+            .handshake::<_, axum::body::Body>(stream)
+            .await
+            .unwrap();
+        let connection = tokio::spawn(connection);
+        let call = http::Request::get(server.url("/v1/functions/large/http/"));
+        let call = call.header("authorization", format!("Bearer {}", server.admin));
+        let answer = sender.send_request(call.body(axum::body::Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        // How it tells its end is not ours.
+        let _ = tokio::time::timeout(LONG, connection).await.expect("the connection ends").unwrap();
+        drop((answer, sender));
+    }
+}
+
+#[tokio::test]
+async fn a_slow_reader_of_http_2_is_waited_for() {
+    let server = with_large_answers(ServeOptions::default()).await;
+    let client = reqwest::Client::builder().http2_prior_knowledge().http2_initial_stream_window_size(16 * 1024);
+    let call = client.build().unwrap().get(server.url("/v1/functions/large/http/")).bearer_auth(&server.admin);
+    let mut answer = call.send().await.unwrap();
+    let mut read = 0;
+    while let Some(chunk) = answer.chunk().await.unwrap() {
+        read += chunk.len();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(read, LARGE);
+}
+
+#[tokio::test]
+async fn no_answer_is_for_caches_that_many_share() {
+    let server = Server::start().await;
+    server.create("web").await;
+    let cache_control = async |request: reqwest::RequestBuilder| {
+        let answer = request.send().await.unwrap();
+        answer.headers().get("cache-control").map(|value| value.to_str().unwrap().to_owned())
+    };
+    for path in ["/v1/functions", "/v1/functions/none", "/v2", "/openapi.json", "/v1/functions/none/http/"] {
+        for method in [Method::GET, Method::HEAD] {
+            assert_eq!(
+                cache_control(server.request(method, path)).await.as_deref(),
+                Some("private, no-cache"),
+                "{path}"
+            );
+        }
+    }
+    assert_eq!(cache_control(server.post("/v1/validate", &json!({"spec": {}}))).await, None);
+
+    let own = "/v1/functions/web/http/";
+    server.engine.on_invoke(Handler::status(StatusCode::OK, "for one"));
+    assert_eq!(cache_control(server.get(own)).await.as_deref(), Some("private"));
+    assert_eq!(cache_control(server.request(Method::HEAD, own)).await.as_deref(), Some("private"));
+    assert_eq!(cache_control(server.request(Method::POST, own)).await, None);
+    server.engine.on_invoke(Handler::new(async |_, _| {
+        let mut answer = InvokeResponse::new(StatusCode::OK, "for all");
+        answer.headers.insert("cache-control", http::HeaderValue::from_static("public, max-age=60"));
+        Ok(answer)
+    }));
+    assert_eq!(cache_control(server.get(own)).await.as_deref(), Some("public, max-age=60"));
 }

@@ -147,7 +147,7 @@ pub(crate) async fn ask(authenticator: &JwtAuthenticator, token: &str) -> Result
     let request = http::Request::builder().header("authorization", format!("Bearer {token}")).body(()).unwrap();
     let found = authenticator.authenticate(&request.into_parts().0).await?;
     Ok(found.map(|found| {
-        assert_eq!(found.header, Some(http::header::AUTHORIZATION));
+        assert_eq!(found.headers, [http::header::AUTHORIZATION]);
         found.principal
     }))
 }

@@ -1,5 +1,9 @@
 //! The commands that talk to a gateway: what they show, and how they end.
 
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::sync::mpsc;
+
 use serde_json::json;
 
 use crate::common::{Gateway, Ran, file, folder, program, shell};
@@ -45,6 +49,37 @@ fn spec_of(new: &serde_json::Value) -> serde_json::Value {
     let mut spec = new["spec"].clone();
     spec["protocol"] = "exec".into();
     spec
+}
+
+#[test]
+fn a_gateway_of_this_machine_is_asked_without_a_proxy() {
+    let folder = folder();
+    let gateway = Gateway::start(folder.path(), &["--no-samples"]);
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = format!("http://{}", proxy.local_addr().unwrap());
+    let (sender, asked) = mpsc::channel();
+    // One that answers nothing.
+    std::thread::spawn(move || {
+        for client in proxy.incoming() {
+            let mut line = String::new();
+            BufReader::new(client.unwrap()).read_line(&mut line).unwrap();
+            sender.send(line).unwrap();
+        }
+    });
+    let by_proxy = |url: &str| {
+        let mut command = program(&["function", "list", "--url", url]);
+        for name in ["http_proxy", "HTTP_PROXY", "all_proxy"] {
+            command.env(name, &at);
+        }
+        Ran::of(&mut command)
+    };
+    for name in ["127.0.0.1", "localhost"] {
+        by_proxy(&gateway.url.replace("127.0.0.1", name)).ends_with(0);
+    }
+    // Others are reached through it.
+    by_proxy("http://gateway.example:8080").ends_with(4);
+    let lines: Vec<String> = asked.try_iter().collect();
+    assert!(lines[0].starts_with("GET http://gateway.example:8080/v1/functions"), "{lines:?}");
 }
 
 #[test]

@@ -83,6 +83,30 @@ fn the_data_folder_is_for_its_user_alone() {
 }
 
 #[test]
+fn the_database_is_for_its_user_alone_in_whichever_folder() {
+    let folder = folder();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    Gateway::start(folder.path(), &["--no-samples"]).stop();
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&folder.path().join("gateway.db")), 0o600);
+    // What is there stays as it is.
+    fs::set_permissions(folder.path().join("gateway.db"), fs::Permissions::from_mode(0o640)).unwrap();
+    Gateway::start(folder.path(), &["--no-samples"]).stop();
+    assert_eq!(mode(&folder.path().join("gateway.db")), 0o640);
+}
+
+#[test]
+fn what_comes_by_a_proxy_is_kept_out() {
+    let folder = folder();
+    let gateway = Gateway::start(folder.path(), &["--no-samples"]);
+    for name in ["x-forwarded-for", "via"] {
+        let (status, body) = get(&gateway, "/v1/me", Some((HeaderName::from_static(name), "192.0.2.1")));
+        assert_eq!(status, 403, "{body}");
+        assert!(body.contains("--authentication api-keys"), "{body}");
+    }
+}
+
+#[test]
 fn pages_that_a_browser_shows_are_kept_out() {
     let folder = folder();
     let gateway = Gateway::start(folder.path(), &["--no-samples"]);
