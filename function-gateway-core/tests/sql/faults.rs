@@ -8,6 +8,9 @@ use function_gateway_core::{
     PageRequest, RecordFilter, Retention, Retry, Timestamp,
 };
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
 use crate::common::{Database, ended, event, function, key, open, options, tenant};
 
 async fn refused(url: &str) -> Error {
@@ -70,6 +73,50 @@ pub(crate) async fn who_may_not_gets_an_error_without_the_password(database: Dat
         assert_eq!((error.kind(), error.retry()), (ErrorKind::Misconfigured, Retry::Never), "{error:?}");
         assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
     }
+}
+
+/// What a server of PostgreSQL says to a wrong password (52.2.1 and 52.7 of its manual, with a password in clear text). Gives what
+/// the client has sent as one.
+async fn refuse_password(listener: TcpListener) -> String {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    // Its length stands first.
+    let startup = stream.read_u32().await.unwrap();
+    stream.read_exact(&mut vec![0; startup as usize - 4]).await.unwrap();
+    stream.write_all(b"R\0\0\0\x08\0\0\0\x03").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'p');
+    let mut password = vec![0; stream.read_u32().await.unwrap() as usize - 4];
+    stream.read_exact(&mut password).await.unwrap();
+    let fields = b"SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed for user \"ann\"\0\0";
+    stream.write_all(b"E").await.unwrap();
+    stream.write_u32(fields.len() as u32 + 4).await.unwrap();
+    stream.write_all(fields).await.unwrap();
+    String::from_utf8(password).unwrap()
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_and_not_shown() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://ann:hunter2@{}/x?sslmode=disable", listener.local_addr().unwrap());
+    let (error, sent) = futures_util::future::join(refused(&url), refuse_password(listener)).await;
+    assert_eq!(sent, "hunter2\0");
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Misconfigured, Retry::Never), "{error:?}");
+    assert!(error.message().contains("check user, password"), "{error}");
+    assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+}
+
+/// A server that answers a commit before it is on the disk does not do so to a store.
+pub(crate) async fn commits_are_on_the_disk_whatever_the_database_says(database: Database) {
+    let Database::Postgres { name, .. } = &database else { unreachable!("others are asked when they are opened") };
+    database.execute(&format!("ALTER DATABASE {name} SET synchronous_commit = off")).await;
+    let store = open(&database, options()).await;
+    let script = "CREATE TABLE seen (setting TEXT);
+         CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN INSERT INTO seen VALUES (current_setting('synchronous_commit')); RETURN NEW; END $$;
+         CREATE TRIGGER see BEFORE INSERT ON fg_invocations FOR EACH ROW EXECUTE FUNCTION see();";
+    database.execute(script).await;
+    store.finish(ended(&function("a").1), Durability::Durable).await.unwrap();
+    assert_eq!(database.number("SELECT COUNT(*) FROM seen WHERE setting = 'on'").await, 1);
+    assert_eq!(database.number("SELECT COUNT(*) FROM seen").await, 1);
 }
 
 pub(crate) async fn a_row_that_cant_be_read_breaks_no_list(database: Database) {

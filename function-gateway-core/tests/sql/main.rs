@@ -69,6 +69,11 @@ mod on_sqlite {
     }
 
     #[tokio::test]
+    async fn several_processes_bring_an_old_database_up_to_date_at_once() {
+        migrations::several_processes_bring_an_old_database_up_to_date_at_once(Database::sqlite()).await;
+    }
+
+    #[tokio::test]
     async fn tables_of_a_later_version_are_used_as_far_as_they_allow() {
         migrations::tables_of_a_later_version_are_used_as_far_as_they_allow(Database::sqlite()).await;
     }
@@ -255,6 +260,12 @@ macro_rules! on_server {
 
             #[tokio::test]
             #[ignore = $needs]
+            async fn several_processes_bring_an_old_database_up_to_date_at_once() {
+                migrations::several_processes_bring_an_old_database_up_to_date_at_once($database.await).await;
+            }
+
+            #[tokio::test]
+            #[ignore = $needs]
             async fn tables_of_a_later_version_are_used_as_far_as_they_allow() {
                 migrations::tables_of_a_later_version_are_used_as_far_as_they_allow($database.await).await;
             }
@@ -322,6 +333,12 @@ mod on_server {
 
     on_server!(postgres, Database::postgres(), "needs PostgreSQL: cargo xtask test");
     on_server!(mysql, Database::mysql(), "needs MariaDB: cargo xtask test");
+
+    #[tokio::test]
+    #[ignore = "needs PostgreSQL: cargo xtask test"]
+    async fn commits_are_on_the_disk_whatever_the_database_says() {
+        crate::faults::commits_are_on_the_disk_whatever_the_database_says(Database::postgres().await).await;
+    }
 
     #[tokio::test]
     #[ignore = "needs MariaDB: cargo xtask test"]

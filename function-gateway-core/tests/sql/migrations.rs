@@ -120,23 +120,37 @@ pub(crate) async fn a_migration_that_broke_off_is_done_again(database: Database)
     assert_eq!(page.unwrap().items.len(), 1);
 }
 
+async fn make_version(database: &Database, version: usize) {
+    for (tables, rows) in &RELEASED[..version] {
+        let rows = match &database {
+            // The only literals that are not the same everywhere.
+            Database::Postgres { .. } => &*rows.replace("x'", "'\\x"),
+            _ => rows,
+        };
+        let tables = match &database {
+            Database::Sqlite(_) => tables[0],
+            Database::Postgres { .. } => tables[1],
+            Database::Mysql { .. } => tables[2],
+        };
+        database.execute(tables).await;
+        database.execute(rows).await;
+    }
+}
+
+pub(crate) async fn several_processes_bring_an_old_database_up_to_date_at_once(database: Database) {
+    make_version(&database, 1).await;
+    let url = database.url();
+    let opening = (0..8).map(|_| SqlStore::connect(&url, options().with_max_connections(2)));
+    for store in futures_util::future::join_all(opening).await {
+        reads_what_was_written(&store.unwrap()).await;
+    }
+    assert_eq!(database.number("SELECT version FROM fg_schema").await, 4);
+}
+
 pub(crate) async fn every_released_version_is_brought_up_to_date_with_its_data(new: impl AsyncFn() -> Database) {
     for version in 1..=RELEASED.len() {
         let database = new().await;
-        for (tables, rows) in &RELEASED[..version] {
-            let rows = match &database {
-                // The only literals that are not the same everywhere.
-                Database::Postgres { .. } => &*rows.replace("x'", "'\\x"),
-                _ => rows,
-            };
-            let tables = match &database {
-                Database::Sqlite(_) => tables[0],
-                Database::Postgres { .. } => tables[1],
-                Database::Mysql { .. } => tables[2],
-            };
-            database.execute(tables).await;
-            database.execute(rows).await;
-        }
+        make_version(&database, version).await;
         let store = open(&database, options()).await;
         assert_eq!(store.gateway_id().await.unwrap().as_str(), "g0123456789abcde", "{version}");
         reads_what_was_written(&store).await;
