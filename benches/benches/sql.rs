@@ -397,13 +397,25 @@ fn size(runtime: &Runtime, engine: &Engine, full: bool) {
             execute(&url, "SELECT SUM(LENGTH(spec)) + SUM(LENGTH(status)) FROM fg_functions").await;
             println!("{} functions, {} records: filled in {:.0?}", size.functions, size.records, start.elapsed());
         }
-        std::fs::write("/proc/self/clear_refs", "5").unwrap();
-        let before = memory("VmRSS");
+        for (store, size) in &stores {
+            std::fs::write("/proc/self/clear_refs", "5").unwrap();
+            let before = memory("VmRSS");
+            for operation in Operation::ALL {
+                for _ in 0..20 {
+                    run(operation, store, *size).await;
+                }
+            }
+            let grown = memory("VmHWM") - before;
+            println!(
+                "{} functions, {} records: {grown:.1} MiB more memory for all operations",
+                size.functions, size.records
+            );
+        }
         println!("\noperation                               small        large   ratio");
         for operation in Operation::ALL {
             compare(operation, &stores).await;
         }
-        println!("memory: {before:.0} MiB before, {:.0} MiB at the peak\n", memory("VmHWM"));
+        println!();
         drop(stores);
         engine.remove("small").await;
         engine.remove("large").await;

@@ -18,6 +18,8 @@ use crate::problem::{ANSWERED_BY, Problem};
 /// The id of a request: the client's, where it is fit for that, or a new one.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID: usize = 128;
+/// For what depends on who asks, and may be another the next time.
+pub(crate) const NO_SHARED_CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
 
 /// What is logged of a request beside what is seen from outside.
 #[derive(Clone, Default)]
@@ -94,8 +96,8 @@ pub(crate) async fn envelope(mut request: Request, next: Next) -> Response {
 /// credentials come in other headers too.
 fn keep_from_shared_caches(headers: &mut HeaderMap) {
     let is_function = headers.get(ANSWERED_BY).is_some_and(|by| by == "function");
-    let value = if is_function { "private" } else { "private, no-cache" };
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static(value));
+    let value = if is_function { HeaderValue::from_static("private") } else { NO_SHARED_CACHE };
+    headers.entry(header::CACHE_CONTROL).or_insert(value);
 }
 
 fn request_id(request: &Request) -> HeaderValue {

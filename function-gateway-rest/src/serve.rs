@@ -1,7 +1,6 @@
 //! Serves a router on a listener of the host's: HTTP/1.1 and HTTP/2 (with prior knowledge), with the bounds that a server needs
 //! which strangers can reach.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -36,8 +35,9 @@ pub struct ServeOptions {
     pub max_connections: usize,
     /// How many requests an HTTP/2 connection has under way at most. Default: 256.
     pub max_streams: u32,
-    /// How long a client may leave unread what is there for it; then its connection is cut off. Default: 5 min, as long as
-    /// [`GatewayConfig::max_reader_pause`](function_gateway_core::GatewayConfig::max_reader_pause), which ends streams alone.
+    /// How long a client may read nothing of what is there for it; then its connection is cut off, with HTTP/2 all streams of it.
+    /// Default: 5 min, as long as
+    /// [`GatewayConfig::max_reader_pause`](function_gateway_core::GatewayConfig::max_reader_pause), which gives up calls alone.
     pub write_timeout: Duration,
     /// How long requests under way may take once the server is to stop. Default: 30 s.
     pub grace: Duration,
@@ -227,29 +227,26 @@ struct Streams(Mutex<Under>);
 struct Under {
     /// With HTTP/1 hyper bounds the time until the next head, and an answer that is not read blocks the socket.
     is_http1: bool,
-    next: u64,
-    way: HashMap<u64, Unread>,
+    under_way: usize,
     idle_since: Instant,
-}
-
-/// What a client could read of an answer and has not.
-#[derive(Debug, Clone, Copy)]
-struct Unread {
-    bytes: usize,
-    since: Instant,
+    /// How many bytes of all answers the client could read and has not, and since when it has read none: proxies let many share
+    /// a connection, of whom one may pause.
+    unread: usize,
+    unread_since: Instant,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Overdue {
     /// There has been no request.
     Idle,
-    /// An answer has not been read on.
+    /// There was something to be read, and nothing was.
     Unread,
 }
 
 impl Default for Under {
     fn default() -> Self {
-        Self { is_http1: false, next: 0, way: HashMap::new(), idle_since: Instant::now() }
+        let now = Instant::now();
+        Self { is_http1: false, under_way: 0, idle_since: now, unread: 0, unread_since: now }
     }
 }
 
@@ -265,11 +262,9 @@ impl Streams {
             state.is_http1 = true;
             return None;
         }
-        let id = state.next;
-        state.next += 1;
-        state.way.insert(id, Unread { bytes: 0, since: Instant::now() });
+        state.under_way += 1;
         drop(state);
-        Some(Arc::new(Stream { id, streams: Arc::clone(self) }))
+        Some(Arc::new(Stream(Arc::clone(self))))
     }
 
     /// What can become overdue next, since when it is so, and for how long it may be. `None` where nothing ever can.
@@ -277,11 +272,10 @@ impl Streams {
         let state = self.state();
         if state.is_http1 {
             None
-        } else if state.way.is_empty() {
+        } else if state.under_way == 0 {
             Some(((!is_closing).then_some(state.idle_since), bounds.idle, Overdue::Idle))
         } else {
-            let since = state.way.values().filter(|unread| unread.bytes > 0).map(|unread| unread.since).min();
-            Some((since, bounds.unread, Overdue::Unread))
+            Some(((state.unread > 0).then_some(state.unread_since), bounds.unread, Overdue::Unread))
         }
     }
 
@@ -301,35 +295,30 @@ impl Streams {
 }
 
 /// A request of HTTP/2, until its answer is written or given up.
-struct Stream {
-    id: u64,
-    streams: Arc<Streams>,
-}
+struct Stream(Arc<Streams>);
 
 impl Stream {
     /// Part of the answer is there to be read.
     fn gives(&self, bytes: usize) {
-        if let Some(unread) = self.streams.state().way.get_mut(&self.id) {
-            if unread.bytes == 0 {
-                unread.since = Instant::now();
-            }
-            unread.bytes += bytes;
+        let mut state = self.0.state();
+        if state.unread == 0 {
+            state.unread_since = Instant::now();
         }
+        state.unread += bytes;
     }
 
     /// Part of it is read, as far as windows tell, or given up.
     fn gave(&self, bytes: usize) {
-        if let Some(unread) = self.streams.state().way.get_mut(&self.id) {
-            *unread = Unread { bytes: unread.bytes.saturating_sub(bytes), since: Instant::now() };
-        }
+        let mut state = self.0.state();
+        (state.unread, state.unread_since) = (state.unread.saturating_sub(bytes), Instant::now());
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let mut state = self.streams.state();
-        state.way.remove(&self.id);
-        if state.way.is_empty() {
+        let mut state = self.0.state();
+        state.under_way -= 1;
+        if state.under_way == 0 {
             state.idle_since = Instant::now();
         }
     }
@@ -521,7 +510,10 @@ mod tests {
         }
         let left = Piece::new(Bytes::from_static(b"abc"), waits.clone());
         tokio::time::advance(Duration::from_secs(60)).await;
+        // One of many who share the connection may pause.
         read_on.advance(1);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(overdue(&streams, false).await, None);
         tokio::time::advance(Duration::from_secs(60)).await;
         for is_closing in [false, true] {
             assert_eq!(overdue(&streams, is_closing).await, Some(Overdue::Unread));

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::servers::Servers;
+use crate::servers::{Servers, is_postgres_measured};
 use crate::workspace::{Workspace, output, run};
 use crate::{Result, files, instructions};
 
@@ -19,7 +19,7 @@ pub(crate) const BENCH_SUMMARY: &str = "Run the benchmarks and show their figure
 pub(crate) const BENCH_HELP: &str = "\
 Runs `cargo bench -p function-gateway-benches` with the arguments, such as `--bench pipeline`. The method is described
 in docs/performance.md. For `sql`, PostgreSQL is started with a quarter of the memory as `shared_buffers`, unless
-FUNCTION_GATEWAY_TEST_POSTGRES_URL names a server.
+FUNCTION_GATEWAY_TEST_POSTGRES_URL names a server, or there is none.
 
   --instructions    count instructions instead, by valgrind, and compare with benches/instructions.txt";
 
@@ -95,7 +95,11 @@ pub(crate) fn bench(workspace: &Workspace, args: &[String]) -> Result<()> {
     if args == ["--instructions"] {
         return instructions::check(workspace);
     }
-    let servers = wants_bench(args, "sql").then(Servers::start_for_benchmarks).transpose()?;
+    let wants_sql = wants_bench(args, "sql");
+    let servers = (wants_sql && is_postgres_measured()).then(Servers::start_for_benchmarks).transpose()?;
+    if wants_sql && servers.is_none() {
+        println!("PostgreSQL is not there, so that SQLite is measured alone");
+    }
     let mut command = workspace.cargo(["bench", "-p", "function-gateway-benches"]);
     run(command.args(args).envs(servers.iter().flat_map(Servers::variables)))
 }
@@ -103,6 +107,9 @@ pub(crate) fn bench(workspace: &Workspace, args: &[String]) -> Result<()> {
 /// Whether cargo is told to run a benchmark: by name, or as one of all.
 fn wants_bench(args: &[String], name: &str) -> bool {
     let of_cargo = || args.iter().take_while(|arg| *arg != "--");
+    if of_cargo().any(|arg| ["--no-run", "--help", "-h"].contains(&arg.as_str())) {
+        return false;
+    }
     let named =
         of_cargo().zip(of_cargo().skip(1)).filter(|(flag, _)| *flag == "--bench").map(|(_, name)| name.as_str());
     let joined = of_cargo().filter_map(|arg| arg.strip_prefix("--bench="));
@@ -128,6 +135,7 @@ mod tests {
     fn a_benchmark_is_wanted_by_name_or_with_all() {
         let wants = |args: &[&str]| wants_bench(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>(), "sql");
         assert!(wants(&[]) && wants(&["--bench", "sql", "--", "size"]) && wants(&["--bench=sql"]));
+        assert!(!wants(&["--no-run"]) && wants(&["--bench", "sql", "--", "--help"]));
         assert!(!wants(&["--bench", "rest"]) && !wants(&["--bench=rest", "--", "--bench", "sql"]));
     }
 

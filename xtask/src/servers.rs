@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -49,7 +50,7 @@ pub(crate) struct Servers {
 
 struct Server {
     variables: Vec<(&'static str, String)>,
-    running: Running,
+    _running: Running,
 }
 
 /// A server to start.
@@ -58,7 +59,7 @@ struct Start {
     name: &'static str,
     /// The variable by which the environment may name another instead.
     instead: Option<&'static str>,
-    start: fn(&Path) -> Result<Server>,
+    start: fn(&Path, &Heir) -> Result<Server>,
 }
 
 const STARTS: &[Start] = &[
@@ -87,12 +88,14 @@ impl Servers {
             // The servers are run by others, who have to get to their folders in it.
             output(Command::new("chmod").arg("755").arg(folder.path()))?;
         }
+        let heir = Heir::of(folder.path())?;
         let servers = thread::scope(|scope| {
+            let heir = &heir;
             let needed = those.iter().filter(|start| !start.instead.is_some_and(is_given));
             let starting: Vec<_> = needed
                 .map(|start| {
                     let home = folder.path().join(start.name);
-                    scope.spawn(move || (start.start)(&home))
+                    scope.spawn(move || (start.start)(&home, heir))
                 })
                 .collect();
             let ended = starting
@@ -100,7 +103,6 @@ impl Servers {
                 .map(|handle| handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             ended.collect::<Result<Vec<_>>>()
         })?;
-        let heir = Heir::of(&servers, folder.path())?;
         if !servers.is_empty() {
             println!("the servers run in {}", folder.path().display());
         }
@@ -115,6 +117,11 @@ impl Servers {
 
 pub(crate) fn has_postgres() -> bool {
     postgres_programs().is_some()
+}
+
+/// Whether benchmarks get one: it is there, or the environment names another.
+pub(crate) fn is_postgres_measured() -> bool {
+    is_given(POSTGRES) || has_postgres()
 }
 
 /// Whether it is there, or not needed because the tests get another.
@@ -256,13 +263,13 @@ done"
     }
 }
 
-fn start_postgres(home: &Path) -> Result<Server> {
-    start_postgres_with(home, "")
+fn start_postgres(home: &Path, heir: &Heir) -> Result<Server> {
+    start_postgres_with(home, heir, "")
 }
 
-fn start_large_postgres(home: &Path) -> Result<Server> {
+fn start_large_postgres(home: &Path, heir: &Heir) -> Result<Server> {
     let settings = memory_kib().map(|memory| format!("shared_buffers = {}kB\n", memory / 4));
-    start_postgres_with(home, &settings.unwrap_or_default())
+    start_postgres_with(home, heir, &settings.unwrap_or_default())
 }
 
 /// The memory of this machine, where it tells.
@@ -272,24 +279,25 @@ fn memory_kib() -> Option<u64> {
     total.trim().strip_suffix(" kB")?.parse().ok()
 }
 
-fn start_postgres_with(home: &Path, settings: &str) -> Result<Server> {
+fn start_postgres_with(home: &Path, heir: &Heir, settings: &str) -> Result<Server> {
     let postgres = Postgres::set_up(home, settings)?;
     let mut command = postgres.command("postgres");
     command.arg("-D").arg(postgres.data());
-    let running = start_child(&mut command, "INT", &postgres.log(), || postgres.is_ready())?;
-    Ok(Server { variables: vec![(POSTGRES, postgres_url(home))], running })
+    let running = start_child(&mut command, "INT", &postgres.log(), heir, || postgres.is_ready())?;
+    Ok(Server { variables: vec![(POSTGRES, postgres_url(home))], _running: running })
 }
 
-fn start_doomed(home: &Path) -> Result<Server> {
+fn start_doomed(home: &Path, heir: &Heir) -> Result<Server> {
     let postgres = Postgres::set_up(home, "")?;
     let start = postgres.start_command();
-    logged(Command::new("sh").args(["-c", &start]), &home.join("start.log"))?;
     let mut stop = postgres.command("pg_ctl");
     stop.args(["--mode=immediate", "--wait", &format!("--timeout={}", STOP.as_secs())]);
     stop.arg(option("--pgdata", &postgres.data())).arg("stop");
+    heir.tell(&quoted_command(&stop));
+    logged(Command::new("sh").args(["-c", &start]), &home.join("start.log"))?;
     let data = postgres.data().to_string_lossy().into_owned();
     let variables = vec![(DOOMED, postgres_url(home)), (DOOMED_DATA, data), (DOOMED_START, start)];
-    Ok(Server { variables, running: Running::Apart { stop } })
+    Ok(Server { variables, _running: Running::Apart { stop } })
 }
 
 /// What is added to the settings of a new server.
@@ -305,7 +313,7 @@ fn postgres_url(home: &Path) -> String {
     format!("postgres://gateway@localhost:{POSTGRES_PORT}/postgres?host={}", percent_encoded(home))
 }
 
-fn start_mariadb(home: &Path) -> Result<Server> {
+fn start_mariadb(home: &Path, heir: &Heir) -> Result<Server> {
     let user = User::in_place_of_root("mysql");
     user.make_folder(home)?;
     let programs = MARIADB_PROGRAMS.map(|program| on_path(program).ok_or_else(|| missing("MariaDB")));
@@ -329,8 +337,8 @@ fn start_mariadb(home: &Path) -> Result<Server> {
         command.args(["--no-defaults", "--user=gateway", "--password=gateway", "--connect-timeout=3"]);
         answers(command.arg(option("--socket", &socket)).arg("status"))
     };
-    let running = start_child(&mut command, "TERM", &home.join("server.log"), is_ready)?;
-    Ok(Server { variables: vec![(MYSQL, mysql_url(&socket))], running })
+    let running = start_child(&mut command, "TERM", &home.join("server.log"), heir, is_ready)?;
+    Ok(Server { variables: vec![(MYSQL, mysql_url(&socket))], _running: running })
 }
 
 /// Run by the server before it accepts connections, a statement in each line.
@@ -364,44 +372,51 @@ impl Drop for Running {
 /// Stops the servers and deletes their folder where this process ends without having done so: a shell in a process group of its
 /// own, which Ctrl-C does not reach, and which waits for the end of its input.
 #[derive(Debug)]
-struct Heir(Child);
+struct Heir(Mutex<Child>);
+
+/// Reads commands, one in each line, and carries them out at the end of its input, unless a line says that there is nothing to be
+/// done.
+const HEIR: &str = "trap '' HUP INT TERM
+commands=
+while IFS= read -r line; do
+    test \"$line\" = done && exit
+    commands=\"$commands$line
+\"
+done
+cd \"$1\" && eval \"$commands\"
+cd / && rm -rf \"$1\"";
 
 impl Heir {
-    fn of(servers: &[Server], folder: &Path) -> Result<Self> {
-        let folder = quoted(&folder.to_string_lossy());
-        // A line says that there is nothing to be done.
-        let mut script = format!("trap '' HUP INT TERM\nread -r _ && exit\ncd {folder}\n");
-        for server in servers {
-            let _ = match &server.running {
-                Running::Child { child, signal } => writeln!(script, "kill -s {signal} {}", child.id()),
-                Running::Apart { stop } => writeln!(script, "{}", quoted_command(stop)),
-            };
-        }
-        for server in servers {
-            if let Running::Child { child, .. } = &server.running {
-                let looks = STOP.as_millis() / LOOK.as_millis();
-                let _ = writeln!(
-                    script,
-                    "n={looks}; while [ $n -gt 0 ] && kill -0 {}; do n=$((n - 1)); sleep 0.05; done",
-                    child.id()
-                );
-            }
-        }
-        let _ = writeln!(script, "cd /; rm -rf {folder}");
+    fn of(folder: &Path) -> Result<Self> {
         let mut command = Command::new("sh");
-        command.args(["-c", &script]).process_group(0);
+        command.args(["-c", HEIR, "heir"]).arg(folder).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().map(Self).map_err(|error| format!("a shell that stops the servers: {error}"))
+        let child = command.spawn().map_err(|error| format!("a shell that stops the servers: {error}"))?;
+        Ok(Self(Mutex::new(child)))
+    }
+
+    /// Adds a command, of one line.
+    fn tell(&self, command: &str) {
+        let mut child = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(input) = &mut child.stdin {
+            // Where it is gone there is nobody to be told.
+            _ = input.write_all(format!("{command}\n").as_bytes());
+        }
+    }
+
+    /// Adds what stops a child of this process, by force where it takes too long.
+    fn tell_child(&self, id: u32, signal: &str) {
+        let looks = STOP.as_millis() / LOOK.as_millis();
+        self.tell(&format!(
+            "kill -s {signal} {id}; n={looks}; while kill -0 {id} && [ $n -gt 0 ]; do n=$((n - 1)); sleep 0.05; done; kill -s KILL {id}"
+        ));
     }
 }
 
 impl Drop for Heir {
     fn drop(&mut self) {
-        if let Some(mut input) = self.0.stdin.take() {
-            // Where it is gone it can do nothing wrong.
-            _ = input.write_all(b"\n");
-        }
-        _ = self.0.wait();
+        self.tell("done");
+        _ = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).wait();
     }
 }
 
@@ -422,10 +437,12 @@ fn start_child(
     command: &mut Command,
     signal: &'static str,
     log: &Path,
+    heir: &Heir,
     is_ready: impl Fn() -> bool,
 ) -> Result<Running> {
     let description = describe(command);
     let child = logging_to(command, log)?.spawn().map_err(|error| format!("`{description}`: {error}"))?;
+    heir.tell_child(child.id(), signal);
     let mut running = Running::Child { child, signal };
     let end = Instant::now() + START;
     while !is_ready() {
@@ -515,6 +532,11 @@ mod tests {
         command
     }
 
+    /// One with nothing to do.
+    fn heir() -> Heir {
+        Heir::of(Path::new("/nowhere")).unwrap()
+    }
+
     #[test]
     fn the_newest_version_with_a_server_is_taken() {
         let all = |version: &str| POSTGRES_PROGRAMS.map(|program| format!("{version}/bin/{program}"));
@@ -567,7 +589,7 @@ mod tests {
         let log = tempfile::NamedTempFile::new().unwrap();
         let script = "trap 'echo stopped; exit' INT; echo $$; while :; do sleep 0.01; done";
         let is_ready = || text(log.path()).ends_with('\n');
-        let running = start_child(&mut sh(script), "INT", log.path(), is_ready).unwrap();
+        let running = start_child(&mut sh(script), "INT", log.path(), &heir(), is_ready).unwrap();
         let id = text(log.path());
         assert!(answers(&mut sh(&format!("kill -0 {id}"))));
         drop(running);
@@ -577,31 +599,34 @@ mod tests {
 
     #[test]
     fn an_heir_stops_what_is_left_where_nobody_tells_it_not_to() {
-        let server = |log: &Path| {
-            let script = "trap 'echo stopped; exit' INT; echo ready; while :; do sleep 0.01; done";
-            let running = start_child(&mut sh(script), "INT", log, || text(log).ends_with('\n')).unwrap();
-            vec![Server { variables: Vec::new(), running }]
-        };
         for is_told in [true, false] {
             let (log, folder) = (tempfile::NamedTempFile::new().unwrap(), tempfile::tempdir().unwrap());
-            let servers = server(log.path());
-            let mut heir = Heir::of(&servers, folder.path()).unwrap();
+            let mut heir = Heir::of(folder.path()).unwrap();
+            heir.tell("touch \"it's told\"");
+            let script = "trap 'echo stopped; exit' INT; echo ready; while :; do sleep 0.01; done";
+            let is_ready = || text(log.path()).ends_with('\n');
+            let mut running = start_child(&mut sh(script), "INT", log.path(), &heir, is_ready).unwrap();
             if !is_told {
-                // As where this process is killed.
-                drop(heir.0.stdin.take());
-                heir.0.wait().unwrap();
+                // As where this process is killed, and the server has another parent that hears of its end.
+                let shell = heir.0.get_mut().unwrap();
+                drop(shell.stdin.take());
+                if let Running::Child { child, .. } = &mut running {
+                    child.wait().unwrap();
+                }
+                shell.wait().unwrap();
             }
             drop(heir);
             assert_eq!(folder.path().exists(), is_told);
             assert_eq!(text(log.path()).ends_with("stopped\n"), !is_told);
-            drop(servers);
+            drop(running);
         }
     }
 
     #[test]
     fn a_server_that_does_not_come_up_is_told_with_its_log() {
         let log = tempfile::NamedTempFile::new().unwrap();
-        let problem = start_child(&mut sh("echo no space >&2; exit 3"), "INT", log.path(), || false).unwrap_err();
+        let problem =
+            start_child(&mut sh("echo no space >&2; exit 3"), "INT", log.path(), &heir(), || false).unwrap_err();
         assert!(problem.ends_with("ended with exit status: 3:\nno space\n"), "{problem}");
     }
 

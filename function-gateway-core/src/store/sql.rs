@@ -274,6 +274,8 @@ impl SqlStore {
         let _ = tokio::time::timeout(options.operation_timeout, writer.end()).await;
         // A connection that does not come to its end is not waited for.
         let _ = tokio::time::timeout(options.operation_timeout, engine.close()).await;
+        // Without connections the writer gives up what is left after its pause, and says what is lost.
+        let _ = tokio::time::timeout(writer::MAX_PAUSE * 2, writer.end()).await;
     }
 
     /// Reads.

@@ -13,7 +13,8 @@ use super::{Authenticated, Authenticator};
 /// `Arc<Principal>`. Where there is none, the next authenticator is asked.
 ///
 /// The host's own credential is not for functions. [`default`](Default::default) takes it to come in `Authorization` or `Cookie`,
-/// so neither is passed on; [`by_headers`](Self::by_headers) names others.
+/// so neither is passed on; [`by_headers`](Self::by_headers) names others. That holds where this authenticator knows the caller: add it
+/// before others that might.
 ///
 /// ```
 /// # use std::sync::Arc;

@@ -23,6 +23,7 @@ use super::invocations::{answered, of_execution};
 use super::logs;
 use crate::api::Api;
 use crate::document::{List, QueuedDocument};
+use crate::envelope::NO_SHARED_CACHE;
 use crate::extract::{Below, Caller, InPath, InQuery, invalid, labels, page_request};
 use crate::problem::{Problem, ProblemDocument, RETRY_AFTER_SECONDS};
 use crate::responses::{Found, Guarded, Queued};
@@ -187,7 +188,10 @@ async fn execution_result(
     method: Method,
 ) -> Answer {
     let answer = api.gateway.result(&caller.context(), id).await.map_err(of_execution)?;
-    Ok(answered(answer, method == Method::HEAD))
+    let mut response = answered(answer, method == Method::HEAD);
+    // What the function says of caches is for an answer at its own URL.
+    response.headers_mut().insert(header::CACHE_CONTROL, NO_SHARED_CACHE);
+    Ok(response)
 }
 
 /// Ends an execution that was submitted and has not ended: one that waits at once, one that runs soon.

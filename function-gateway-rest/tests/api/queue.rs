@@ -103,6 +103,8 @@ async fn a_call_whose_caller_does_not_wait_is_accepted_and_executed_later() {
         assert!(!record.headers().contains_key("retry-after"));
         assert_eq!(json_of(record, StatusCode::OK).await["state"], "succeeded");
         let result = server.get(&format!("{status_url}/result")).send().await.unwrap();
+        // It is kept by no cache that others share, whatever the function said of its answer.
+        assert_eq!(header(&result, "cache-control"), "private, no-cache");
         assert_eq!(result.status(), StatusCode::OK);
         assert_eq!(header(&result, "x-function-answered-by"), "function");
         assert_eq!(header(&result, "x-function-outcome"), "succeeded");

@@ -69,6 +69,11 @@ impl FaultKind {
         }
     }
 
+    /// Whether a commit that was answered so has certainly not been done.
+    fn is_undone(self) -> bool {
+        matches!(self, Self::Contended | Self::Slow | Self::Duplicate | Self::Constraint)
+    }
+
     fn message(self) -> &'static str {
         match self {
             Self::Unreachable => "the database can't be reached",
@@ -177,9 +182,7 @@ impl Fault {
     /// Whether what was asked for may have been done all the same.
     pub(super) fn is_uncertain(&self) -> bool {
         match self {
-            Self::Database { kind, at_commit, .. } => {
-                *at_commit && !matches!(kind, FaultKind::Contended | FaultKind::Slow)
-            }
+            Self::Database { kind, at_commit, .. } => *at_commit && !kind.is_undone(),
             Self::TimedOut => true,
             Self::Unexpected | Self::Answer(_) => false,
         }
@@ -260,6 +263,11 @@ mod tests {
         assert!(!lost().at_commit().may_be_repeated() && lost().at_commit().is_uncertain());
         assert_eq!(lost().at_commit().into_error().delivery(), Delivery::Unknown);
         assert_eq!(lost().into_error().delivery(), Delivery::NotSent);
+        // Constraints may be checked at the end of a transaction, which then is undone.
+        for kind in [FaultKind::Contended, FaultKind::Slow, FaultKind::Duplicate, FaultKind::Constraint] {
+            let fault = Fault::Database { kind, at_commit: true, error: Box::new(sqlx::Error::RowNotFound) };
+            assert!(!fault.is_uncertain(), "{kind:?}");
+        }
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions, runtime: &Hand
     super::check_parameters(url, &PARAMETERS)?;
     let server: PgConnectOptions = url.parse().map_err(|error| super::unreadable_url(&error))?;
     let millis = options.operation_timeout.as_millis().clamp(1, 86_400_000);
+    // A little sooner, so that who waits for a lock is told so.
+    let for_lock = (millis - millis / 10).max(1);
     let idle = options.idle_transaction_timeout().as_millis();
     let pool = PgPoolOptions::new()
         .max_connections(options.max_connections.max(2))
@@ -61,7 +63,7 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions, runtime: &Hand
             Box::pin(async move {
                 // What is given up here goes on in the server for no longer.
                 let bounds = format!(
-                    "SET statement_timeout = {millis}; SET lock_timeout = {millis}; \
+                    "SET statement_timeout = {millis}; SET lock_timeout = {for_lock}; \
                      SET idle_in_transaction_session_timeout = {idle}"
                 );
                 connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(bounds))).await?;

@@ -350,6 +350,17 @@ async fn old_revisions_are_deleted_except_those_in_use() {
     assert_eq!(kept, [6, 5, 1], "as the store in memory has it");
 }
 
+/// What can't be written is told before the store is closed, so that it is told at all.
+#[tokio::test]
+async fn closing_waits_until_what_is_lost_is_told() {
+    let options = SqlStoreOptions::default().with_operation_timeout(Duration::from_millis(50));
+    let store = SqlStore::connect("sqlite::memory:", options).await.unwrap();
+    pragma(&store, "ALTER TABLE fg_invocations RENAME TO elsewhere").await;
+    store.finish(ended(), Durability::Buffered).await.unwrap();
+    store.close().await;
+    assert!(store.0.writer.end().now_or_never().is_some());
+}
+
 #[tokio::test]
 async fn a_store_that_is_closed_takes_nothing() {
     let store = SqlStore::open("sqlite::memory:").await.unwrap();

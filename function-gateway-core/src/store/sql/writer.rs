@@ -36,7 +36,7 @@ const MAX_SLOW: u32 = 2;
 const MAX_DOUBLES: u32 = 3;
 /// After the first try that has failed; doubled after each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const MAX_PAUSE: Duration = Duration::from_secs(2);
+pub(super) const MAX_PAUSE: Duration = Duration::from_secs(2);
 
 type Reply = oneshot::Sender<Result<Outcome>>;
 type Answer = oneshot::Receiver<Result<Outcome>>;
@@ -206,6 +206,9 @@ impl Writer {
         if queue.closed {
             return Err(super::closed());
         }
+        if self.alive.has_changed().is_err() {
+            return Err(ended());
+        }
         queue.jobs.push_back(job);
         queue.urgent += usize::from(is_urgent);
         let len = queue.jobs.len();
@@ -295,13 +298,14 @@ impl Writer {
     async fn answer(&self, answer: Answer) -> Result<Outcome> {
         match tokio::time::timeout(self.timeout, answer).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => {
-                let message = "the task that writes records has ended with its runtime";
-                Err(Error::new(ErrorKind::Store, message).with_delivery(Delivery::Unknown))
-            }
+            Ok(Err(_)) => Err(ended().with_delivery(Delivery::Unknown)),
             Err(_) => Err(Fault::TimedOut.into_error()),
         }
     }
+}
+
+fn ended() -> Error {
+    Error::new(ErrorKind::Store, "the task that writes records has ended with its runtime")
 }
 
 struct Task {
