@@ -14,6 +14,8 @@ mod functions;
 #[cfg(test)]
 mod guard;
 #[cfg(test)]
+mod http2;
+#[cfg(test)]
 mod invocations;
 #[cfg(test)]
 mod malformed;

@@ -195,6 +195,43 @@ async fn who_waits_for_leave_to_send_is_refused_before_sending() {
 }
 
 #[tokio::test]
+async fn no_leave_to_send_comes_before_a_refusal_that_needs_no_payload() {
+    let server = Server::start().await;
+    server.create_with("small", json!({"limits": {"max_request_bytes": 100}})).await;
+    let reader = crate::common::key(&server.gateway, "acme", "rita", &["read"]).await;
+    let first_status = async |path: &str, key: &str, length: usize, content_type: &str| {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: {content_type}\r\n\
+             content-length: {length}\r\nexpect: 100-continue\r\n\r\n"
+        );
+        let mut stream = server.connect().await;
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await.unwrap();
+        String::from_utf8_lossy(&status).into_owned()
+    };
+    for route in ["invocations", "submit", "http/", "submit/http/", "validate"] {
+        let [small, none] = ["small", "none"].map(|name| format!("/v1/functions/{name}/{route}"));
+        for (path, key, length, expected) in [
+            (&small, &reader, 5, "HTTP/1.1 403"),
+            (&none, &server.admin, 5, "HTTP/1.1 404"),
+            (&small, &server.admin, 101, "HTTP/1.1 413"),
+        ] {
+            assert_eq!(first_status(path, key, length, "text/plain").await, expected, "{path}");
+        }
+    }
+    // A document is read before it is known what it is about, and so whether the caller may do it.
+    for (key, length, content_type, expected) in [
+        ("fgk_no", 5, "application/json", "HTTP/1.1 401"),
+        (&server.admin, 1024 * 1024 + 1, "application/json", "HTTP/1.1 413"),
+        (&server.admin, 5, "text/plain", "HTTP/1.1 415"),
+    ] {
+        assert_eq!(first_status("/v1/functions", key, length, content_type).await, expected);
+    }
+    assert_eq!(server.engine.count(function_gateway_testkit::Op::Invoke), 0);
+}
+
+#[tokio::test]
 async fn what_is_under_way_ends_before_the_server_does() {
     let server = Server::start().await;
     server.create("slow").await;
