@@ -96,7 +96,22 @@ impl Engine {
     }
 }
 
-const COLUMNS: &str = "id, tenant, name, function_id, state, class, caller, created_at, finished_at, format, document, payload, result, logs";
+const COLUMNS: [&str; 14] = [
+    "id",
+    "tenant",
+    "name",
+    "function_id",
+    "state",
+    "class",
+    "caller",
+    "created_at",
+    "finished_at",
+    "format",
+    "document",
+    "payload",
+    "result",
+    "logs",
+];
 
 /// A row of records as the database has it.
 struct Raw([Option<String>; 7], [Option<i64>; 3], String);
@@ -105,6 +120,23 @@ struct Raw([Option<String>; 7], [Option<i64>; 3], String);
 const AS_THE_STORE: &str = "PRAGMA synchronous = FULL; PRAGMA cache_size = -16384; PRAGMA wal_autocheckpoint = 8192";
 /// How many rows a statement inserts, as the store's do.
 const STATEMENT: usize = 256;
+
+/// A statement that inserts so many rows of a table, with arguments as `$1`, `$2` where they are numbered.
+fn insertion(table: &str, columns: &[&str], rows: usize, is_numbered: bool) -> String {
+    let mut text = format!("INSERT INTO {table} ({}) VALUES ", columns.join(", "));
+    for row in 0..rows {
+        text.push_str(if row > 0 { ", (" } else { "(" });
+        for column in 1..=columns.len() {
+            text.push_str(if column > 1 { ", " } else { "" });
+            match is_numbered {
+                true => text.push_str(&format!("${}", row * columns.len() + column)),
+                false => text.push('?'),
+            }
+        }
+        text.push(')');
+    }
+    text
+}
 
 /// The bare engine: one connection, and no store.
 enum Bare {
@@ -124,7 +156,7 @@ impl Bare {
     }
 
     async fn rows(&mut self) -> Vec<Raw> {
-        let select = format!("SELECT {COLUMNS} FROM fg_invocations ORDER BY id");
+        let select = format!("SELECT {} FROM fg_invocations ORDER BY id", COLUMNS.join(", "));
         let select = sqlx::AssertSqlSafe(select);
         macro_rules! read {
             ($connection:expr) => {{
@@ -149,23 +181,8 @@ impl Bare {
     fn statements(&self, rows: usize, commit: usize) -> HashMap<usize, String> {
         let transactions = [commit.min(rows), rows % commit];
         let sizes = transactions.iter().flat_map(|rows| [STATEMENT.min(*rows), rows % STATEMENT]);
-        sizes.map(|size| (size, self.statement(size))).collect()
-    }
-
-    fn statement(&self, rows: usize) -> String {
-        let mut text = format!("INSERT INTO fg_invocations ({COLUMNS}) VALUES ");
-        for row in 0..rows {
-            text.push_str(if row > 0 { ", (" } else { "(" });
-            for column in 1..=14 {
-                let separator = if column > 1 { ", " } else { "" };
-                match self {
-                    Self::Sqlite(_) => text.push_str(&format!("{separator}?")),
-                    Self::Postgres(_) => text.push_str(&format!("{separator}${}", row * 14 + column)),
-                }
-            }
-            text.push(')');
-        }
-        text
+        let is_numbered = matches!(self, Self::Postgres(_));
+        sizes.map(|size| (size, insertion("fg_invocations", &COLUMNS, size, is_numbered))).collect()
     }
 
     /// Inserts rows by these statements, `commit` of them in a transaction.

@@ -12,7 +12,7 @@ use function_gateway_core::{
 };
 use sqlx::{Connection as _, Row as _};
 
-use super::{AS_THE_STORE, Engine};
+use super::{AS_THE_STORE, Engine, STATEMENT, insertion};
 
 const LEASE: Duration = Duration::from_secs(3600);
 const ACCEPTED: usize = 20_000;
@@ -232,19 +232,8 @@ async fn insert(url: &str, rows: &[Vec<Raw>], batch: usize) -> Duration {
                 sqlx::raw_sql("BEGIN").execute(&mut connection).await.unwrap();
                 for (table, rows) in TABLES.iter().zip(rows) {
                     let columns = table.columns();
-                    for rows in rows[at..rows.len().min(at + batch)].chunks(256) {
-                        let mut text = format!("INSERT INTO {} ({}) VALUES ", table.name, columns.join(", "));
-                        for row in 0..rows.len() {
-                            text.push_str(if row > 0 { ", (" } else { "(" });
-                            for column in 1..=columns.len() {
-                                text.push_str(if column > 1 { ", " } else { "" });
-                                match $numbered {
-                                    true => text.push_str(&format!("${}", row * columns.len() + column)),
-                                    false => text.push('?'),
-                                }
-                            }
-                            text.push(')');
-                        }
+                    for rows in rows[at..rows.len().min(at + batch)].chunks(STATEMENT) {
+                        let text = insertion(table.name, &columns, rows.len(), $numbered);
                         let mut query = sqlx::query(sqlx::AssertSqlSafe(text));
                         for Raw(texts, numbers, bytes) in rows {
                             for text in texts {

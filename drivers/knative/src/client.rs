@@ -389,7 +389,7 @@ impl Client {
 fn is_of_credentials(error: &kube::Error) -> bool {
     let first: Option<&(dyn StdError + 'static)> = Some(error);
     let mut chain = std::iter::successors(first, |error| (*error).source());
-    matches!(error, kube::Error::Auth(_)) || chain.any(|error| error.is::<kube::client::AuthError>())
+    chain.any(|error| error.is::<kube::client::AuthError>())
 }
 
 fn no_credentials() -> Error {

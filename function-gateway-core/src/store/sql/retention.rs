@@ -88,7 +88,7 @@ pub(super) async fn retain(store: &SqlStore, retention: &Retention, now: Timesta
         // Each batch by itself, so that writers get their turn; all of them, since their number is not told. Mostly there is none,
         // and to see that takes no lock.
         let old = DeleteFigures { before: now.minus(max_age), limit };
-        while store.read(&HasOldFigures(&old)).await? && store.write(&old).await? == row_count(limit) {}
+        while store.read(&HasAny(&old)).await? && store.write(&old).await? == row_count(limit) {}
     }
     let Some(keep) = retention.max_per_function else { return Ok(deleted) };
     let room = |deleted: u64| limit.saturating_sub(usize::try_from(deleted).unwrap_or(usize::MAX));
@@ -98,7 +98,7 @@ pub(super) async fn retain(store: &SqlStore, retention: &Retention, now: Timesta
             let (limit, id) = (room(deleted), function.to_string());
             let excess = DeleteExcess { function: &id, keep, limit };
             // Most have no more than they may: to see that takes no lock.
-            if store.read(&HasExcess(&excess)).await? {
+            if store.read(&HasAny(&excess)).await? {
                 let count = store.write(&excess).await?;
                 if count == row_count(limit) {
                     store.0.crowded.note(&[function]);
@@ -141,6 +141,25 @@ pub(super) async fn delete_from(session: &mut dyn Session, tables: &[&str], sele
     Ok(row_count(ids.len()))
 }
 
+/// Rows that are not to be kept.
+trait Unkept: Sync {
+    /// So many of them.
+    fn select(&self, dialect: &'static Dialect, limit: usize) -> Statement;
+}
+
+/// Whether there are any: to see that takes no lock.
+struct HasAny<'a, U>(&'a U);
+
+#[async_trait]
+impl<U: Unkept> Operation for HasAny<'_, U> {
+    type Answer = bool;
+
+    async fn run(&self, session: &mut dyn Session) -> Result<bool, Fault> {
+        let select = self.0.select(session.dialect(), 1);
+        Ok(session.row(select).await?.is_some())
+    }
+}
+
 struct DeleteOld {
     before: Timestamp,
     limit: usize,
@@ -169,23 +188,11 @@ struct DeleteFigures {
     limit: usize,
 }
 
-impl DeleteFigures {
+impl Unkept for DeleteFigures {
     fn select(&self, dialect: &'static Dialect, limit: usize) -> Statement {
         let before = Minute::of(self.before).get();
         let select = dialect.sql("SELECT id FROM fg_rollups WHERE minute < ").arg(before);
         select.sql(" ORDER BY minute LIMIT ").arg(row_limit(limit))
-    }
-}
-
-struct HasOldFigures<'a>(&'a DeleteFigures);
-
-#[async_trait]
-impl Operation for HasOldFigures<'_> {
-    type Answer = bool;
-
-    async fn run(&self, session: &mut dyn Session) -> Result<bool, Fault> {
-        let select = self.0.select(session.dialect(), 1);
-        Ok(session.row(select).await?.is_some())
     }
 }
 
@@ -205,25 +212,12 @@ struct DeleteExcess<'a> {
     limit: usize,
 }
 
-impl DeleteExcess<'_> {
-    /// So many of the records that are not to be kept.
+impl Unkept for DeleteExcess<'_> {
     fn select(&self, dialect: &'static Dialect, limit: usize) -> Statement {
         let select = "SELECT id FROM fg_invocations WHERE finished_at IS NOT NULL AND function_id = ";
         let select = dialect.sql(select).arg(self.function);
         let select = select.sql(" ORDER BY created_at DESC, id DESC LIMIT ").arg(row_limit(limit));
         select.sql(" OFFSET ").arg(stored(self.keep))
-    }
-}
-
-struct HasExcess<'a>(&'a DeleteExcess<'a>);
-
-#[async_trait]
-impl Operation for HasExcess<'_> {
-    type Answer = bool;
-
-    async fn run(&self, session: &mut dyn Session) -> Result<bool, Fault> {
-        let select = self.0.select(session.dialect(), 1);
-        Ok(session.row(select).await?.is_some())
     }
 }
 

@@ -247,6 +247,7 @@ fn sooner(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
 #[cfg(test)]
 #[cfg(feature = "sqlite")]
 mod tests {
+    use super::super::tests::plan_of;
     use super::*;
 
     #[tokio::test]
@@ -255,7 +256,6 @@ mod tests {
         let dialect = store.0.engine.dialect();
         let candidate =
             Candidate { tenant: "acme".to_owned(), from: 1, after: (1, "x".to_owned()), count: 0, has_more: true };
-        let mut session = store.0.engine.reader().await.unwrap();
         for (statement, is_sorted) in [
             (next_due(dialect, None), true),
             (next_due(dialect, Some(1)), true),
@@ -263,9 +263,7 @@ mod tests {
             (dialect.sql(FIRST_DUE).any_of("d.tenant", ["acme", "b"]), true),
             (candidate.due(dialect, 2, 10), true),
         ] {
-            let (text, _) = statement.into_parts();
-            let plan = session.rows(dialect.sql("EXPLAIN QUERY PLAN ").sql(&text)).await.unwrap();
-            let plan: Vec<_> = plan.into_iter().map(|mut row| row.text(3).unwrap()).collect();
+            let (text, plan) = plan_of(&store, statement).await;
             // The first row of an index is as good as a search.
             let is_scan =
                 |step: &String| step.starts_with("SCAN") && !step.contains("USING COVERING INDEX fg_queue_depth_due");

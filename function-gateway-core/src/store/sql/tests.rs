@@ -30,13 +30,19 @@ fn ended() -> Arc<InvocationRecord> {
     Arc::new(record)
 }
 
-/// Fails where a query reads a table or an index from its beginning, or sorts what it has read.
-pub(super) async fn is_along_indexes(store: &SqlStore, statement: Statement) {
+/// A query of SQLite, and the steps in which it is carried out.
+pub(super) async fn plan_of(store: &SqlStore, statement: Statement) -> (String, Vec<String>) {
     let (text, _) = statement.into_parts();
     let mut session = store.0.engine.reader().await.unwrap();
     let plan = session.rows(store.0.engine.dialect().sql("EXPLAIN QUERY PLAN ").sql(&text)).await.unwrap();
     let plan: Vec<_> = plan.into_iter().map(|mut row| row.text(3).unwrap()).collect();
     assert!(!plan.is_empty(), "{text}");
+    (text, plan)
+}
+
+/// Fails where a query reads a table or an index from its beginning, or sorts what it has read.
+pub(super) async fn is_along_indexes(store: &SqlStore, statement: Statement) {
+    let (text, plan) = plan_of(store, statement).await;
     let is_bad = |step: &String| step.starts_with("SCAN") || step.contains("TEMP B-TREE");
     assert!(!plan.iter().any(is_bad), "{text}: {plan:#?}");
 }
