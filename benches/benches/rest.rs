@@ -41,6 +41,7 @@ use rustix::time::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 
 /// That of `local-gateway`, for both servers.
 #[global_allocator]
@@ -113,12 +114,22 @@ fn server(kind: &str, worker: &Path) {
                 let api = RestApi::builder(gateway.clone());
                 let api = api.authenticator(ApiKeyAuthenticator::new(gateway.clone())).build().unwrap();
                 println!("{address} {key}");
-                let options = ServeOptions::default().with_grace(Duration::ZERO);
+                // As `local-gateway` does.
+                let processors = std::thread::available_parallelism().unwrap().get();
+                let runtimes = (0..processors).map(|_| runtime_of_a_thread());
+                let options = ServeOptions::default().with_grace(Duration::ZERO).with_runtimes(runtimes);
                 serve(listener, api.router(), options, end).await.unwrap();
                 gateway.shutdown(Duration::from_secs(1)).await.unwrap();
             }
         }
     });
+}
+
+fn runtime_of_a_thread() -> Handle {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let handle = runtime.handle().clone();
+    std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+    handle
 }
 
 #[derive(Clone)]

@@ -15,10 +15,12 @@ use axum::response::Response;
 use bytes::{Buf, Bytes};
 use function_gateway_core::{Error, ErrorKind, Result};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::rt::Executor;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep};
 use tower::ServiceExt as _;
@@ -41,6 +43,20 @@ pub struct ServeOptions {
     pub write_timeout: Duration,
     /// How long requests under way may take once the server is to stop. Default: 30 s.
     pub grace: Duration,
+    /// Runtimes that serve the connections. Default: none, and [`serve`] does it on the runtime that it is called on.
+    ///
+    /// Give one of a single thread for each processor, and a request stays on its thread from its head to the end of its answer.
+    /// On a runtime of several threads it is handed from one processor to another at each step, which takes a fifth to a third
+    /// more processor time (`docs/performance.md` has the figures). [`serve`] has an example.
+    ///
+    /// A new connection goes to the runtime that has the fewest of this server. What a request does in its own task is done there,
+    /// middleware, authenticators and authorizers of the host among it: what blocks a thread holds up its other connections, and
+    /// `tokio::task::block_in_place` panics there. Requests of HTTP/2 are served on the runtime that [`serve`] is called on, since a
+    /// proxy may send all that it has by one connection.
+    ///
+    /// They have to be there, and be driven, until the gateway is shut down: connections to engines that a call has opened end
+    /// with its runtime.
+    pub runtimes: Vec<Handle>,
 }
 
 impl Default for ServeOptions {
@@ -52,6 +68,7 @@ impl Default for ServeOptions {
             max_streams: 256,
             write_timeout: Duration::from_secs(300),
             grace: Duration::from_secs(30),
+            runtimes: Vec::new(),
         }
     }
 }
@@ -84,6 +101,13 @@ impl ServeOptions {
         self.grace = grace;
         self
     }
+
+    /// Sets the runtimes that serve the connections.
+    #[must_use]
+    pub fn with_runtimes(mut self, runtimes: impl IntoIterator<Item = Handle>) -> Self {
+        self.runtimes = runtimes.into_iter().collect();
+        self
+    }
 }
 
 /// hyper's least buffer for HTTP/1 heads.
@@ -105,6 +129,29 @@ const H2_PING_EVERY: Duration = Duration::from_secs(20);
 ///
 /// # Cancel safety
 /// Dropping the future leaves the listener closed and requests under way to themselves.
+///
+/// # Examples
+/// With a thread for each processor:
+/// ```no_run
+/// use std::{io, thread};
+///
+/// use function_gateway_rest::serve::{ServeOptions, serve};
+/// use tokio::runtime::{Builder, Handle};
+///
+/// fn start() -> io::Result<Handle> {
+///     let runtime = Builder::new_current_thread().enable_all().build()?;
+///     let handle = runtime.handle().clone();
+///     thread::Builder::new().name("serve".to_owned()).spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+///     Ok(handle)
+/// }
+///
+/// # async fn example(listener: tokio::net::TcpListener, router: axum::Router, stopped: impl Future<Output = ()>)
+/// #     -> Result<(), Box<dyn std::error::Error>> {
+/// let runtimes = (0..thread::available_parallelism()?.get()).map(|_| start()).collect::<io::Result<Vec<_>>>()?;
+/// serve(listener, router, ServeOptions::default().with_runtimes(runtimes), stopped).await?;
+/// # Ok(())
+/// # }
+/// ```
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -113,6 +160,7 @@ pub async fn serve(
 ) -> Result<()> {
     let permits = Arc::new(Semaphore::new(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
     let builder = Arc::new(builder(&options));
+    let places: Vec<_> = options.runtimes.iter().cloned().map(Place::new).collect();
     // Its end tells the connections that the server is to stop.
     let (stop, stopping) = watch::channel(());
     tokio::pin!(shutdown);
@@ -139,13 +187,16 @@ pub async fn serve(
         };
         // Answers are written whole or in chunks that somebody waits for.
         let _ = stream.set_nodelay(true);
-        let stream = Timed::new(stream, &options);
+        let (builder, router, stopping) = (Arc::clone(&builder), router.clone(), stopping.clone());
         let bounds = Bounds { idle: options.header_timeout, unread: options.write_timeout };
-        let connection = connection(Arc::clone(&builder), stream, peer, router.clone(), (stopping.clone(), bounds));
-        tokio::spawn(async move {
-            connection.await;
+        let serving = async move |stream| {
+            connection(builder, stream, peer, router, (stopping, bounds)).await;
             drop(permit);
-        });
+        };
+        match places.iter().min_by_key(|place| Arc::strong_count(&place.connections)) {
+            None => drop(tokio::spawn(serving(stream))),
+            Some(place) => place.serve(stream, serving),
+        }
     }
     drop((listener, stop));
     let all = u32::try_from(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
@@ -156,8 +207,49 @@ pub async fn serve(
     Ok(())
 }
 
-fn builder(options: &ServeOptions) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+/// A runtime that serves connections.
+struct Place {
+    runtime: Handle,
+    /// Each of its connections has a clone.
+    connections: Arc<()>,
+}
+
+impl Place {
+    fn new(runtime: Handle) -> Self {
+        Self { runtime, connections: Arc::default() }
+    }
+
+    fn serve<F>(&self, stream: TcpStream, serving: impl FnOnce(TcpStream) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let counted = Arc::clone(&self.connections);
+        // Which runtime learns of its readiness is settled when it is made.
+        let moved = stream.into_std();
+        self.runtime.spawn(async move {
+            match moved.and_then(TcpStream::from_std) {
+                Ok(stream) => serving(stream).await,
+                Err(error) => {
+                    tracing::error!(target: "function_gateway::rest", %error, "a connection can't be served now");
+                }
+            }
+            drop(counted);
+        });
+    }
+}
+
+/// Spawns on one runtime, whatever thread it is asked on.
+#[derive(Debug, Clone)]
+struct On(Handle);
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for On {
+    fn execute(&self, future: F) {
+        drop(self.0.spawn(future));
+    }
+}
+
+fn builder(options: &ServeOptions) -> auto::Builder<On> {
+    let mut builder = auto::Builder::new(On(Handle::current()));
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -173,8 +265,8 @@ fn builder(options: &ServeOptions) -> auto::Builder<TokioExecutor> {
 }
 
 async fn connection(
-    builder: Arc<auto::Builder<TokioExecutor>>,
-    stream: Timed<TcpStream>,
+    builder: Arc<auto::Builder<On>>,
+    stream: TcpStream,
     peer: SocketAddr,
     router: Router,
     (mut stopping, bounds): (watch::Receiver<()>, Bounds),
@@ -191,7 +283,7 @@ async fn connection(
             Ok::<_, Infallible>(response.map(|body| Counted { body, stream }))
         }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = builder.serve_connection(TokioIo::new(Timed::new(stream, bounds)), service);
     tokio::pin!(connection);
     let mut is_closing = false;
     let ended = loop {
@@ -212,7 +304,7 @@ async fn connection(
     }
 }
 
-/// How long a connection may be without a request, and a request without a reader of its answer.
+/// How long a client may take to begin, a connection may be without a request, and a request without a reader of its answer.
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
     idle: Duration,
@@ -410,9 +502,9 @@ struct Timed<S> {
 const PREFACE_BYTES: usize = 24;
 
 impl<S> Timed<S> {
-    fn new(stream: S, options: &ServeOptions) -> Self {
-        let opening = Some((Box::pin(tokio::time::sleep(options.header_timeout)), PREFACE_BYTES));
-        Self { stream, opening, write_timeout: options.write_timeout, blocked: None }
+    fn new(stream: S, bounds: Bounds) -> Self {
+        let opening = Some((Box::pin(tokio::time::sleep(bounds.idle)), PREFACE_BYTES));
+        Self { stream, opening, write_timeout: bounds.unread, blocked: None }
     }
 
     /// What a write gave, or an error where nothing could be written for too long.
@@ -530,7 +622,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_blocked_write_fails_in_time_and_any_progress_is_enough() {
         let (mut client, server) = tokio::io::duplex(4);
-        let mut server = Timed::new(server, &ServeOptions::default().with_write_timeout(BOUNDS.unread));
+        let mut server = Timed::new(server, BOUNDS);
         let writing = tokio::spawn(async move { server.write_all(&[b'x'; 10]).await });
         for _ in 0..5 {
             tokio::time::sleep(Duration::from_secs(90)).await;

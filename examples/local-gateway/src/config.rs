@@ -19,6 +19,7 @@ use crate::settings::{self, Flags, ServeFlags, Sources};
 pub(crate) struct Config {
     pub(crate) data: PathBuf,
     pub(crate) listen: SocketAddr,
+    pub(crate) threads: Option<NonZeroUsize>,
     pub(crate) tenant: TenantId,
     pub(crate) store: Store,
     pub(crate) authentication: Authentication,

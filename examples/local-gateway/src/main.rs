@@ -14,6 +14,7 @@ mod serve;
 mod settings;
 mod store;
 mod this_machine;
+mod threads;
 mod welcome;
 
 use std::process::ExitCode;

@@ -33,6 +33,7 @@ use crate::exit::{Exit, Failure, Result};
 use crate::output::Progress;
 use crate::samples::{self, Registered};
 use crate::this_machine::ThisMachine;
+use crate::threads::Threads;
 use crate::welcome::Welcome;
 use crate::{log, store};
 
@@ -59,7 +60,11 @@ pub(crate) async fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
     welcomed.store(true, Ordering::Relaxed);
 
     let grace = Duration::from_millis(config.limits.shutdown_grace_ms);
-    let options = ServeOptions::default().with_max_connections(config.limits.max_connections).with_grace(grace);
+    let threads = Threads::start(config.threads)?;
+    let options = ServeOptions::default()
+        .with_max_connections(config.limits.max_connections)
+        .with_grace(grace)
+        .with_runtimes(threads.runtimes());
     let serving = async {
         let served = serve(listener, api.router(), options, stop.cancelled()).await;
         stop.cancel();
@@ -72,6 +77,8 @@ pub(crate) async fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
     };
     let (served, drained) = tokio::join!(serving, draining);
     store.close().await;
+    // What they serve has ended.
+    drop(threads);
     served.and(drained)?;
     tracing::info!("stopped");
     Ok(())

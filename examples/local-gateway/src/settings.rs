@@ -43,6 +43,7 @@ type Setting = (&'static str, Kind, Option<&'static str>, &'static str);
 const SETTINGS: &[Setting] = &[
     ("data", Text, Some(".function-gateway"), "Folder of the database"),
     ("listen", Text, Some("127.0.0.1:8080"), "IP address and port; port 0 is any that is free"),
+    ("threads", Number, None, "Threads that serve clients; unless set, one for each processor"),
     ("tenant", Text, Some("local"), "Tenant of the samples, and of callers without authentication"),
     ("store.url", Url, None, "Database: sqlite:, postgres:// or mysql://; unless set, gateway.db in `data`"),
     ("store.max_connections", Number, Some("10"), "Connections to the database"),

@@ -383,7 +383,7 @@ async fn connect(url: &str, options: &SqlStoreOptions, runtime: &Handle) -> Resu
         #[cfg(feature = "postgres")]
         "postgres" | "postgresql" => postgres::connect(url, options, runtime).await,
         #[cfg(feature = "mysql")]
-        "mysql" | "mariadb" => mysql::connect(url, options).await,
+        "mysql" | "mariadb" => mysql::connect(url, options, runtime).await,
         #[allow(unreachable_patterns, reason = "with the features enabled they stand above")]
         "sqlite" | "postgres" | "postgresql" | "mysql" | "mariadb" => {
             let message = format!("stores in {scheme} are not built in: enable the feature of that name");

@@ -19,6 +19,7 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -39,6 +40,7 @@ pub(crate) struct Server {
 pub(crate) struct Setup {
     pub(crate) gateway: Box<dyn FnOnce(GatewayBuilder) -> GatewayBuilder>,
     pub(crate) api: Box<dyn FnOnce(RestApiBuilder) -> RestApiBuilder>,
+    /// Unless set, with runtimes of a thread each.
     pub(crate) serve: ServeOptions,
     pub(crate) below: &'static str,
     pub(crate) events: bool,
@@ -51,7 +53,7 @@ impl Default for Setup {
         Self {
             gateway: Box::new(|builder| builder),
             api: Box::new(|builder| builder),
-            serve: ServeOptions::default(),
+            serve: ServeOptions::default().with_runtimes([runtime("serve-0"), runtime("serve-1")]),
             below: "",
             events: true,
             keys: true,
@@ -204,6 +206,15 @@ pub(crate) async fn problem(response: Response, status: u16, code: &str) -> Valu
 
 pub(crate) fn header<'a>(response: &'a Response, name: &str) -> &'a str {
     response.headers().get(name).unwrap_or_else(|| panic!("{name} of {response:?}")).to_str().unwrap()
+}
+
+/// A runtime of one thread, which has a name, until the process ends.
+pub(crate) fn runtime(name: &str) -> Handle {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let handle = runtime.handle().clone();
+    let driven = move || runtime.block_on(std::future::pending::<()>());
+    std::thread::Builder::new().name(name.to_owned()).spawn(driven).unwrap();
+    handle
 }
 
 /// Waits until something is so.

@@ -25,8 +25,9 @@ use hyper::rt::Executor;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::runtime::Handle;
+use tokio::runtime::{self, Handle};
 use tokio::time::Instant;
+use tokio_util::context::TokioContext;
 
 /// How long a connection is kept without a request. Shorter than servers wait before they close one (5 s is usual), so that
 /// a request does not meet a connection that is just being closed, and short enough not to hold up a server that attends
@@ -67,9 +68,17 @@ pub(crate) struct Client {
 
 #[derive(Debug, Default)]
 struct Idle {
-    connections: Vec<(Instant, http1::SendRequest<RequestBody>)>,
+    connections: Vec<(Instant, Connection)>,
     /// Whether somebody looks after those that are kept for too long.
     attended: bool,
+}
+
+/// A connection for one request at a time.
+#[derive(Debug)]
+struct Connection {
+    sender: http1::SendRequest<RequestBody>,
+    /// Where it is driven. A call on another runtime would wait for threads of both.
+    runtime: runtime::Id,
 }
 
 /// Why there is no answer.
@@ -87,7 +96,7 @@ pub(crate) struct Answer {
     pub(crate) head: http::response::Parts,
     body: Incoming,
     /// What the connection is kept by once the body has ended.
-    connection: Option<http1::SendRequest<RequestBody>>,
+    connection: Option<Connection>,
     client: Arc<Client>,
 }
 
@@ -107,18 +116,18 @@ impl Client {
             return self.send_shared(request).await;
         }
         loop {
-            let (mut sender, kept) = match self.kept() {
-                Some(sender) => (sender, true),
+            let (mut connection, kept) = match self.kept() {
+                Some(connection) => (connection, true),
                 None => match self.connect().await {
-                    Ok(sender) => (sender, false),
+                    Ok(connection) => (connection, false),
                     Err(error) => return Err(Failure::NotSent(request, error)),
                 },
             };
-            if sender.ready().await.is_err() && kept {
+            if connection.sender.ready().await.is_err() && kept {
                 continue;
             }
-            match sender.try_send_request(*request).await {
-                Ok(response) => return Ok(self.answer(response, Some(sender))),
+            match connection.sender.try_send_request(*request).await {
+                Ok(response) => return Ok(self.answer(response, Some(connection))),
                 Err(mut failed) => match (failed.take_message(), kept) {
                     (Some(unsent), true) => request = Box::new(unsent),
                     (Some(unsent), false) => {
@@ -136,7 +145,8 @@ impl Client {
                 let mut shared = self.shared.lock().await;
                 match shared.as_ref().filter(|sender| !sender.is_closed()) {
                     Some(sender) => (sender.clone(), true),
-                    None => match self.connect_shared().await {
+                    // Whoever asks first: it serves the others as well, and outlives that one's runtime.
+                    None => match TokioContext::new(self.connect_shared(), self.runtime.clone()).await {
                         Ok(sender) => (shared.insert(sender).clone(), false),
                         Err(error) => return Err(Failure::NotSent(request, error)),
                     },
@@ -155,11 +165,7 @@ impl Client {
         }
     }
 
-    fn answer(
-        self: &Arc<Self>,
-        response: Response<Incoming>,
-        connection: Option<http1::SendRequest<RequestBody>>,
-    ) -> Answer {
+    fn answer(self: &Arc<Self>, response: Response<Incoming>, connection: Option<Connection>) -> Answer {
         let (mut head, body) = response.into_parts();
         for_one_hop(&mut head.headers);
         Answer { head, body, connection, client: Arc::clone(self) }
@@ -190,23 +196,27 @@ impl Client {
         }
     }
 
-    /// The connection that was used last, if it is fresh enough.
-    fn kept(&self) -> Option<http1::SendRequest<RequestBody>> {
+    /// The runtime of the caller.
+    fn here(&self) -> Handle {
+        Handle::try_current().unwrap_or_else(|_| self.runtime.clone())
+    }
+
+    /// The connection of this runtime that was used last, if it is fresh enough.
+    fn kept(&self) -> Option<Connection> {
+        let here = self.here().id();
         let mut idle = self.idle();
-        while let Some((since, sender)) = idle.connections.pop() {
-            if since.elapsed() >= KEEP {
-                // All others are older.
-                idle.connections.clear();
-            } else if !sender.is_closed() {
-                return Some(sender);
+        while let Some(last) = idle.connections.iter().rposition(|(_, kept)| kept.runtime == here) {
+            let (since, connection) = idle.connections.remove(last);
+            if since.elapsed() < KEEP && !connection.sender.is_closed() {
+                return Some(connection);
             }
         }
         None
     }
 
-    fn keep(self: &Arc<Self>, sender: http1::SendRequest<RequestBody>) {
+    fn keep(self: &Arc<Self>, connection: Connection) {
         let mut idle = self.idle();
-        idle.connections.push((Instant::now(), sender));
+        idle.connections.push((Instant::now(), connection));
         if !mem::replace(&mut idle.attended, true) {
             let client = Arc::downgrade(self);
             self.runtime.spawn(async move {
@@ -224,21 +234,19 @@ impl Client {
         }
     }
 
-    async fn connect(&self) -> io::Result<http1::SendRequest<RequestBody>> {
+    async fn connect(&self) -> io::Result<Connection> {
         match &self.address {
             Address::Port(port) => self.handshake(tcp(*port).await?).await,
             Address::Socket(path) => self.handshake(UnixStream::connect(path).await?).await,
         }
     }
 
-    async fn handshake(
-        &self,
-        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    ) -> io::Result<http1::SendRequest<RequestBody>> {
+    async fn handshake(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> io::Result<Connection> {
         let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
+        let here = self.here();
         // What goes wrong with a connection is told to its requests.
-        self.runtime.spawn(async move { drop(connection.await) });
-        Ok(sender)
+        here.spawn(async move { drop(connection.await) });
+        Ok(Connection { sender, runtime: here.id() })
     }
 
     async fn connect_shared(&self) -> io::Result<http2::SendRequest<RequestBody>> {
@@ -339,10 +347,10 @@ impl Answer {
                 return Ok(Some(data));
             }
         }
-        if let Some(sender) = self.connection.take()
-            && !sender.is_closed()
+        if let Some(connection) = self.connection.take()
+            && !connection.sender.is_closed()
         {
-            self.client.keep(sender);
+            self.client.keep(connection);
         }
         Ok(None)
     }
@@ -418,7 +426,58 @@ impl http_body::Body for RequestBody {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    /// Answers requests with the number of their connection.
+    async fn counting() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            for number in 1.. {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    let mut head = Vec::new();
+                    while let Ok(byte) = stream.read_u8().await {
+                        head.push(byte);
+                        if head.ends_with(b"\r\n\r\n") {
+                            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{number}");
+                            stream.write_all(answer.as_bytes()).await.unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        port
+    }
+
+    async fn connection_of_a_request(client: &Arc<Client>) -> Bytes {
+        let request = build(Version::HTTP_11, Method::GET, "/", None, HeaderMap::new(), Body::empty().into()).unwrap();
+        let mut answer = client.send(Box::new(request)).await.unwrap();
+        let number = answer.chunk().await.unwrap().unwrap();
+        assert_eq!(answer.chunk().await.unwrap(), None);
+        number
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_connection_is_kept_for_the_runtime_that_it_is_driven_on() {
+        let client = Arc::new(Client::new(Address::Port(counting().await), Version::HTTP_11, Handle::current()));
+        let elsewhere = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut ours = vec![connection_of_a_request(&client).await];
+        let there = Arc::clone(&client);
+        let (theirs, elsewhere) = tokio::task::spawn_blocking(move || {
+            let requests = async { [connection_of_a_request(&there).await, connection_of_a_request(&there).await] };
+            (elsewhere.block_on(requests), elsewhere)
+        })
+        .await
+        .unwrap();
+        // One whose runtime has ended is in nobody's way.
+        elsewhere.shutdown_background();
+        ours.push(connection_of_a_request(&client).await);
+        assert!(!ours.iter().any(|number| theirs.contains(number)), "{ours:?} {theirs:?}");
+    }
 
     #[test]
     fn path_and_query_pass_as_they_came() {

@@ -12,6 +12,8 @@ use sqlx::mysql::{
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
 use sqlx::{ConnectOptions as _, Executor as _, Row as _, TypeInfo as _, ValueRef as _};
+use tokio::runtime::Handle;
+use tokio_util::context::TokioContext;
 
 use super::SqlStoreOptions;
 use super::engine::{
@@ -45,9 +47,10 @@ const PARAMETERS: [&str; 8] = ["ssl-mode", "sslmode", "ssl-ca", "sslca", "ssl-ce
 #[derive(Debug)]
 struct MysqlEngine {
     pool: MySqlPool,
+    runtime: Handle,
 }
 
-pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Connected, Fault> {
+pub(super) async fn connect(url: &str, options: &SqlStoreOptions, runtime: &Handle) -> Result<Connected, Fault> {
     super::check_parameters(url, &PARAMETERS)?;
     let server: MySqlConnectOptions = url.parse().map_err(|error| super::unreadable_url(&error))?;
     let seconds = options.operation_timeout.as_secs().clamp(1, 86_400);
@@ -79,7 +82,7 @@ pub(super) async fn connect(url: &str, options: &SqlStoreOptions) -> Result<Conn
         .await
         // A new pool is not full: it could not connect.
         .map_err(|error| fault(error).unless_full(false))?;
-    let engine = MysqlEngine { pool };
+    let engine = MysqlEngine { pool, runtime: runtime.clone() };
     let settings = "SELECT CAST(@@GLOBAL.innodb_flush_log_at_trx_commit AS SIGNED), CAST(@@GLOBAL.log_bin AS SIGNED), \
                     CAST(@@GLOBAL.sync_binlog AS SIGNED)";
     let mut session = engine.reader().await?;
@@ -170,8 +173,11 @@ impl DerefMut for Locked {
 session!(MySql, Locked, |_connection| Ok(()), |_connection| ());
 
 impl MysqlEngine {
-    fn refused(&self, error: sqlx::Error) -> Fault {
-        fault(error).unless_full(self.pool.size() >= self.pool.options().get_max_connections())
+    async fn acquire(&self) -> Result<PoolConnection<MySql>, Fault> {
+        // One that is opened for this caller outlives the caller's runtime.
+        let acquired = TokioContext::new(self.pool.acquire(), self.runtime.clone()).await;
+        acquired
+            .map_err(|error| fault(error).unless_full(self.pool.size() >= self.pool.options().get_max_connections()))
     }
 }
 
@@ -182,16 +188,16 @@ impl Engine for MysqlEngine {
     }
 
     async fn reader(&self) -> Result<Box<dyn Session>, Fault> {
-        Ok(Box::new(Held::new(self.pool.acquire().await.map_err(|error| self.refused(error))?)))
+        Ok(Box::new(Held::new(self.acquire().await?)))
     }
 
     async fn transaction(&self) -> Result<Box<dyn Session>, Fault> {
-        let connection = self.pool.acquire().await.map_err(|error| self.refused(error))?;
+        let connection = self.acquire().await?;
         Ok(Box::new(Held::new(connection).begin().await?))
     }
 
     async fn exclusive(&self) -> Result<Box<dyn Session>, Fault> {
-        let connection = self.pool.acquire().await.map_err(|error| self.refused(error))?;
+        let connection = self.acquire().await?;
         let mut session: Box<dyn Session> = Box::new(Locked(connection.detach()));
         session.execute(DIALECT.sql("SET SESSION lock_wait_timeout = 86400")).await?;
         // The name of a lock is the server's: databases must not wait for each other.

@@ -11,6 +11,7 @@ use sqlx::query::Query;
 use sqlx::{ConnectOptions as _, Executor as _, Postgres, Row as _, TypeInfo as _, ValueRef as _};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio_util::context::TokioContext;
 
 use super::SqlStoreOptions;
 use super::engine::{
@@ -141,8 +142,11 @@ session!(Postgres, PoolConnection<Postgres>, |_connection| Ok(()), |_connection|
 held!(Postgres);
 
 impl PostgresEngine {
-    fn refused(&self, error: sqlx::Error) -> Fault {
-        fault(error).unless_full(self.pool.size() >= self.pool.options().get_max_connections())
+    async fn acquire(&self) -> Result<PoolConnection<Postgres>, Fault> {
+        // One that is opened for this caller outlives the caller's runtime.
+        let acquired = TokioContext::new(self.pool.acquire(), self.runtime.clone()).await;
+        acquired
+            .map_err(|error| fault(error).unless_full(self.pool.size() >= self.pool.options().get_max_connections()))
     }
 }
 
@@ -168,11 +172,11 @@ impl Engine for PostgresEngine {
     }
 
     async fn reader(&self) -> Result<Box<dyn Session>, Fault> {
-        Ok(Box::new(Held::new(self.pool.acquire().await.map_err(|error| self.refused(error))?)))
+        Ok(Box::new(Held::new(self.acquire().await?)))
     }
 
     async fn transaction(&self) -> Result<Box<dyn Session>, Fault> {
-        let connection = self.pool.acquire().await.map_err(|error| self.refused(error))?;
+        let connection = self.acquire().await?;
         Ok(Box::new(Held::new(connection).begin().await?))
     }
 
