@@ -1,10 +1,12 @@
 //! Serves a router on a listener of the host's: HTTP/1.1 and HTTP/2 (with prior knowledge), with the bounds that a server needs
 //! which strangers can reach.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -43,11 +45,13 @@ pub struct ServeOptions {
     pub write_timeout: Duration,
     /// How long requests under way may take once the server is to stop. Default: 30 s.
     pub grace: Duration,
-    /// Runtimes that serve the connections. Default: none, and [`serve`] does it on the runtime that it is called on.
+    /// Runtimes that serve the connections, with their I/O and time enabled. Default: none, and [`serve`] does it on the runtime that
+    /// it is called on.
     ///
-    /// Give one of a single thread for each processor, and a request stays on its thread from its head to the end of its answer.
-    /// On a runtime of several threads it is handed from one processor to another at each step, which takes a fifth to a third
-    /// more processor time (`docs/performance.md` has the figures). [`serve`] has an example.
+    /// Give one of a single thread for each processor, and a request stays on its thread from its head to the end of its answer, the
+    /// connection to a function of the driver `local-process` included. On a runtime of several threads it is handed from one processor to
+    /// another at each step, which takes a fifth to a third more processor time (`docs/performance.md` has the figures). [`serve`] has an
+    /// example.
     ///
     /// A new connection goes to the runtime that has the fewest of this server. What a request does in its own task is done there,
     /// middleware, authenticators and authorizers of the host among it: what blocks a thread holds up its other connections, and
@@ -55,7 +59,7 @@ pub struct ServeOptions {
     /// proxy may send all that it has by one connection.
     ///
     /// They have to be there, and be driven, until the gateway is shut down: connections to engines that a call has opened end
-    /// with its runtime.
+    /// with its runtime. The connection that finds one ended is lost with an event in the log; further ones go to the others.
     pub runtimes: Vec<Handle>,
 }
 
@@ -160,7 +164,7 @@ pub async fn serve(
 ) -> Result<()> {
     let permits = Arc::new(Semaphore::new(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
     let builder = Arc::new(builder(&options));
-    let places: Vec<_> = options.runtimes.iter().cloned().map(Place::new).collect();
+    let mut places: VecDeque<_> = options.runtimes.iter().cloned().map(Place::new).collect();
     // Its end tells the connections that the server is to stop.
     let (stop, stopping) = watch::channel(());
     tokio::pin!(shutdown);
@@ -193,9 +197,11 @@ pub async fn serve(
             connection(builder, stream, peer, router, (stopping, bounds)).await;
             drop(permit);
         };
-        match places.iter().min_by_key(|place| Arc::strong_count(&place.connections)) {
+        let fewest = (0..places.len()).min_by_key(|at| places.get(*at).map(Place::connections));
+        match fewest.and_then(|at| places.remove(at)) {
             None => drop(tokio::spawn(serving(stream))),
-            Some(place) => place.serve(stream, serving),
+            // It comes last among those that have as many.
+            Some(place) => places.extend(place.serve(stream, serving)),
         }
     }
     drop((listener, stop));
@@ -219,14 +225,21 @@ impl Place {
         Self { runtime, connections: Arc::default() }
     }
 
-    fn serve<F>(&self, stream: TcpStream, serving: impl FnOnce(TcpStream) -> F + Send + 'static)
+    fn connections(&self) -> usize {
+        Arc::strong_count(&self.connections)
+    }
+
+    /// Serves a connection. `None` where the runtime turns out to have ended, so that no further one is lost to it.
+    fn serve<F>(self, stream: TcpStream, serving: impl FnOnce(TcpStream) -> F + Send + 'static) -> Option<Self>
     where
         F: Future<Output = ()> + Send,
     {
-        let counted = Arc::clone(&self.connections);
+        let (counted, began) = (Arc::clone(&self.connections), Arc::new(AtomicBool::new(false)));
+        let begins = Arc::clone(&began);
         // Which runtime learns of its readiness is settled when it is made.
         let moved = stream.into_std();
-        self.runtime.spawn(async move {
+        let task = self.runtime.spawn(async move {
+            begins.store(true, Ordering::Relaxed);
             match moved.and_then(TcpStream::from_std) {
                 Ok(stream) => serving(stream).await,
                 Err(error) => {
@@ -235,6 +248,11 @@ impl Place {
             }
             drop(counted);
         });
+        if task.is_finished() && !began.load(Ordering::Relaxed) {
+            tracing::error!(target: "function_gateway::rest", "a runtime that is to serve connections has ended");
+            return None;
+        }
+        Some(self)
     }
 }
 

@@ -116,6 +116,9 @@ impl LocalProcess {
 
     /// A driver whose processes are attended to by `runtime`, which needs its I/O driver enabled.
     ///
+    /// A connection to a worker that speaks HTTP/1.1 is driven by the runtime whose call has opened it: an answer has to be read while
+    /// the runtime of its call is driven.
+    ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] for a setting that can't be honoured, which it names.
     pub fn with_runtime(config: LocalProcessConfig, runtime: Handle) -> Result<Self> {

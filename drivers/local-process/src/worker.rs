@@ -329,7 +329,7 @@ impl Launcher {
         let instance = group.leader().as_raw_nonzero().to_string();
         let (link, place) = match address {
             Address::Http(place, version) => {
-                let client = Client::new(place.address.clone(), version, runtime.clone());
+                let client = Client::new(place.address.clone(), version, runtime.clone(), self.settings.bounds.each);
                 (Link::Http(Arc::new(client)), Some(place))
             }
             Address::Lambda(listening) => {

@@ -31,6 +31,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
+use tokio_util::context::TokioContext;
 
 use self::batch::{Outcome, Signals};
 use self::engine::{Connected, Engine, Session};
@@ -81,7 +82,8 @@ pub struct SqlStoreOptions {
     /// The identity of the gateway that a new database gets; at random unless set. A database that has another one
     /// already is refused.
     pub gateway: Option<GatewayId>,
-    /// Where records are written; the runtime that opens the store unless set.
+    /// Where records are written, and connections are driven; the runtime that opens the store unless set. It has to be there until the
+    /// store is closed.
     pub runtime: Option<Handle>,
 }
 
@@ -162,7 +164,7 @@ impl SqlStoreOptions {
         self
     }
 
-    /// Sets where records are written.
+    /// Sets where records are written, and connections are driven.
     #[must_use]
     pub fn with_runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
@@ -368,14 +370,15 @@ fn current_runtime() -> Result<Handle> {
 type Opened = (Arc<dyn Engine>, Option<&'static str>, GatewayId);
 
 async fn open(url: &str, options: &SqlStoreOptions, runtime: &Handle) -> Result<Opened, Fault> {
-    let Connected { engine, undurable } = connect(url, options, runtime).await?;
+    // Its connections are the runtime's, whoever opens it.
+    let Connected { engine, undurable } = TokioContext::new(connect(url, options, runtime), runtime.clone()).await?;
     let gateway = migrate::migrate(&*engine, options.gateway.as_ref()).await?;
     Ok((Arc::from(engine), undurable, gateway))
 }
 
 async fn connect(url: &str, options: &SqlStoreOptions, runtime: &Handle) -> Result<Connected, Fault> {
-    #[cfg(not(feature = "sqlite"))]
-    let _ = runtime;
+    #[cfg(not(any(feature = "sqlite", feature = "postgres", feature = "mysql")))]
+    let _ = (options, runtime);
     let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
     match scheme {
         #[cfg(feature = "sqlite")]

@@ -1,7 +1,7 @@
 //! A gateway over an engine in memory, served on a real socket, and clients of it.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use function_gateway_core::store::memory::MemoryStore;
@@ -25,6 +25,8 @@ use tokio::task::JoinHandle;
 
 /// No test waits longer for anything.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
+/// Runtimes of a thread each, for all tests.
+pub(crate) static THREADS: LazyLock<[Handle; 2]> = LazyLock::new(|| [runtime("serve-0"), runtime("serve-1")]);
 
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
@@ -40,7 +42,7 @@ pub(crate) struct Server {
 pub(crate) struct Setup {
     pub(crate) gateway: Box<dyn FnOnce(GatewayBuilder) -> GatewayBuilder>,
     pub(crate) api: Box<dyn FnOnce(RestApiBuilder) -> RestApiBuilder>,
-    /// Unless set, with runtimes of a thread each.
+    /// Unless set, with [`THREADS`].
     pub(crate) serve: ServeOptions,
     pub(crate) below: &'static str,
     pub(crate) events: bool,
@@ -53,7 +55,7 @@ impl Default for Setup {
         Self {
             gateway: Box::new(|builder| builder),
             api: Box::new(|builder| builder),
-            serve: ServeOptions::default().with_runtimes([runtime("serve-0"), runtime("serve-1")]),
+            serve: ServeOptions::default().with_runtimes(THREADS.clone()),
             below: "",
             events: true,
             keys: true,

@@ -7,10 +7,10 @@ use function_gateway_testkit::Op;
 use reqwest::StatusCode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::common::{LONG, Server, Setup};
+use crate::common::{LONG, Server, Setup, THREADS};
 
 async fn server() -> Server {
-    let serve = ServeOptions::default().with_header_timeout(Duration::from_millis(200));
+    let serve = ServeOptions::default().with_header_timeout(Duration::from_millis(200)).with_runtimes(THREADS.clone());
     let server = Server::with(Setup { serve, ..Setup::default() }).await;
     server.create("echo").await;
     server

@@ -11,13 +11,16 @@ use tokio::net::TcpListener;
 
 use crate::common::{LONG, runtime, until};
 
-/// A server that answers with the name of the thread that has served the request.
 async fn server(threads: &[&str]) -> SocketAddr {
+    serving(ServeOptions::default().with_runtimes(threads.iter().copied().map(runtime))).await
+}
+
+/// A server that answers with the name of the thread that has served the request.
+async fn serving(options: ServeOptions) -> SocketAddr {
     let name = async || thread::current().name().unwrap().to_owned();
     let router = Router::new().fallback(name);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let options = ServeOptions::default().with_runtimes(threads.iter().copied().map(runtime));
     tokio::spawn(serve(listener, router, options, std::future::pending()));
     address
 }
@@ -50,16 +53,43 @@ async fn connections_are_spread_over_the_runtimes_and_stay_where_they_are() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_gone_makes_room_for_another_on_its_runtime() {
+async fn a_runtime_whose_connections_are_gone_has_room_for_others() {
     let address = server(&["a", "b"]).await;
-    let (stays, goes) = (client(), client());
-    let there = served_by(&stays, address).await;
-    let free = served_by(&goes, address).await;
-    assert_ne!(there, free);
+    let (mut goes, mut stays) = (Vec::new(), Vec::new());
+    for client in (0..4).map(|_| client()) {
+        let is_gone = served_by(&client, address).await == "a";
+        if is_gone { &mut goes } else { &mut stays }.push(client);
+    }
+    assert_eq!((goes.len(), stays.len()), (2, 2));
     drop(goes);
-    // Its end is noticed some time after.
-    until("the next connection is served where one is gone", async || served_by(&client(), address).await == free)
-        .await;
+    // Their ends are noticed some time after.
+    until("the next two are served where two are gone", async || {
+        let (first, second) = (client(), client());
+        [served_by(&first, address).await, served_by(&second, address).await] == ["a", "a"]
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_runtime_that_has_ended_takes_one_connection_at_most() {
+    let ended = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let options = ServeOptions::default().with_runtimes([ended.handle().clone(), runtime("b")]);
+    ended.shutdown_background();
+    let address = serving(options).await;
+    assert!(client().get(format!("http://{address}")).send().await.is_err());
+    for _ in 0..3 {
+        assert_eq!(served_by(&client(), address).await, "b");
+    }
+}
+
+#[tokio::test]
+async fn where_all_runtimes_have_ended_that_of_the_server_serves() {
+    let ended = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let options = ServeOptions::default().with_runtimes([ended.handle().clone()]);
+    ended.shutdown_background();
+    let address = serving(options).await;
+    assert!(client().get(format!("http://{address}")).send().await.is_err());
+    assert_eq!(served_by(&client(), address).await, thread::current().name().unwrap());
 }
 
 #[tokio::test]

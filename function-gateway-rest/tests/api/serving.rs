@@ -11,7 +11,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::common::{LONG, Server, Setup, header, json_of, problem, until, waiting};
+use crate::common::{LONG, Server, Setup, THREADS, header, json_of, problem, until, waiting};
 
 #[tokio::test]
 async fn health_and_description_are_for_everybody() {
@@ -249,7 +249,7 @@ async fn what_is_under_way_ends_before_the_server_does() {
 
 #[tokio::test]
 async fn what_takes_longer_than_the_grace_is_given_up_and_recorded() {
-    let serve = ServeOptions::default().with_grace(Duration::from_millis(10));
+    let serve = ServeOptions::default().with_grace(Duration::from_millis(10)).with_runtimes(THREADS.clone());
     let server = Server::with(Setup { serve, ..Setup::default() }).await;
     server.create("slow").await;
     let gate = Gate::new();
@@ -302,7 +302,10 @@ async fn with_large_answers(serve: ServeOptions) -> Server {
 #[tokio::test]
 async fn a_client_that_does_not_read_is_cut_off() {
     let server = with_large_answers(
-        ServeOptions::default().with_write_timeout(Duration::from_millis(100)).with_max_connections(1),
+        ServeOptions::default()
+            .with_write_timeout(Duration::from_millis(100))
+            .with_max_connections(1)
+            .with_runtimes(THREADS.clone()),
     )
     .await;
     let call =

