@@ -587,9 +587,10 @@ mod tests {
     #[test]
     fn a_server_is_stopped_when_it_is_dropped() {
         let log = tempfile::NamedTempFile::new().unwrap();
-        let script = "trap 'echo stopped; exit' INT; echo $$; while :; do sleep 0.01; done";
+        // Not INT: a shell can't trap what its parent ignores, and who runs this in the background may ignore that.
+        let script = "trap 'echo stopped; exit' TERM; echo $$; while :; do sleep 0.01; done";
         let is_ready = || text(log.path()).ends_with('\n');
-        let running = start_child(&mut sh(script), "INT", log.path(), &heir(), is_ready).unwrap();
+        let running = start_child(&mut sh(script), "TERM", log.path(), &heir(), is_ready).unwrap();
         let id = text(log.path());
         assert!(answers(&mut sh(&format!("kill -0 {id}"))));
         drop(running);
@@ -603,9 +604,9 @@ mod tests {
             let (log, folder) = (tempfile::NamedTempFile::new().unwrap(), tempfile::tempdir().unwrap());
             let mut heir = Heir::of(folder.path()).unwrap();
             heir.tell("touch \"it's told\"");
-            let script = "trap 'echo stopped; exit' INT; echo ready; while :; do sleep 0.01; done";
+            let script = "trap 'echo stopped; exit' TERM; echo ready; while :; do sleep 0.01; done";
             let is_ready = || text(log.path()).ends_with('\n');
-            let mut running = start_child(&mut sh(script), "INT", log.path(), &heir, is_ready).unwrap();
+            let mut running = start_child(&mut sh(script), "TERM", log.path(), &heir, is_ready).unwrap();
             if !is_told {
                 // As where this process is killed, and the server has another parent that hears of its end.
                 let shell = heir.0.get_mut().unwrap();
