@@ -441,6 +441,20 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn path_and_query_pass_as_they_came() {
+        for (path, query, expected) in [
+            ("", None, "/"),
+            ("", Some("a=%20&b"), "/?a=%20&b"),
+            ("/a%2Fb/../c", None, "/a%2Fb/../c"),
+            ("/x", Some(""), "/x?"),
+        ] {
+            assert_eq!(uri(Version::HTTP_11, path, query).unwrap().to_string(), expected);
+        }
+        assert_eq!(uri(Version::HTTP_2, "/a", Some("b")).unwrap().to_string(), "http://localhost/a?b");
+        assert!(uri(Version::HTTP_11, "/a b", None).is_err());
+    }
+
     /// Answers requests with the number of their connection.
     async fn counting() -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
