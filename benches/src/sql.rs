@@ -172,8 +172,7 @@ fn multiply(url: &str, size: Size) -> String {
         script,
         "INSERT INTO fg_invocations (id, tenant, name, function_id, state, class, caller, created_at, finished_at, format, \
          document) SELECT {id}, t.tenant, {of_name}, {of_id}, t.state, t.class, 'caller-' || (i % {groups}), \
-         {start} + i * {STEP_MICROS}, {start} + i * {STEP_MICROS}, t.format, \
-         replace(replace(t.document, t.id, {id}), 'f0000000', {of_name}) \
+         {start} + i * {STEP_MICROS}, {start} + i * {STEP_MICROS}, t.format, t.document \
          FROM {records} AS numbers JOIN fg_invocations t ON t.name = 'f0000000' \
          AND t.state = CASE i % 50 WHEN 0 THEN 'failed' ELSE 'succeeded' END;"
     );

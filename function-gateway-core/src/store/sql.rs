@@ -16,6 +16,7 @@ mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod queue;
+mod record_row;
 mod records;
 mod retention;
 #[cfg(feature = "sqlite")]

@@ -42,16 +42,16 @@ pub(crate) async fn tables_of_a_later_version_are_used_as_far_as_they_allow(data
     let later = open(&database, options()).await;
     assert_eq!(FunctionStore::get(&later, &function.key).await.unwrap().as_deref(), Some(&function));
 
-    database.execute("UPDATE fg_schema SET min_reader = 5").await;
+    database.execute("UPDATE fg_schema SET min_reader = 6").await;
     let error = SqlStore::connect(&database.url(), options()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    for part in ["version 7", "version 5 or later", "this one knows 4", "upgrade"] {
+    for part in ["version 7", "version 6 or later", "this one knows 5", "upgrade"] {
         assert!(error.message().contains(part), "{error}");
     }
 }
 
 /// The tables as each version made them of those of the one before, and rows as its programs wrote them.
-const RELEASED: [([&str; 3], &str); 4] = [
+const RELEASED: [([&str; 3], &str); 5] = [
     (
         [
             include_str!("../../src/store/sql/migrations/sqlite/0001.sql"),
@@ -84,14 +84,23 @@ const RELEASED: [([&str; 3], &str); 4] = [
         ],
         include_str!("released/0004.sql"),
     ),
+    (
+        [
+            include_str!("../../src/store/sql/migrations/sqlite/0005.sql"),
+            include_str!("../../src/store/sql/migrations/postgres/0005.sql"),
+            include_str!("../../src/store/sql/migrations/mysql/0005.sql"),
+        ],
+        include_str!("released/0005.sql"),
+    ),
 ];
 
 /// What each was when it was released. A database that was made by it can't be told apart from one that a changed one makes.
-const DIGESTS: [[&str; 3]; 4] = [
+const DIGESTS: [[&str; 3]; 5] = [
     ["a806d03cc7dc3186", "5d8cef01fbf8a550", "9c9f5bb1b003d24d"],
     ["7be7edc5b3f5d657", "cc6d1afb9078741b", "ffff656e2c76483f"],
     ["a0209e0861e5ca38", "0208ea37b937fb28", "d4d28b06fb1bde8b"],
     ["10803ec098f475a9", "10803ec098f475a9", "ec5f5854df9d6535"],
+    ["4d526f16a6ef2f8c", "5effd08d38457a7b", "1b7039508eb2a27c"],
 ];
 
 #[test]
@@ -144,7 +153,7 @@ pub(crate) async fn several_processes_bring_an_old_database_up_to_date_at_once(d
     for store in futures_util::future::join_all(opening).await {
         reads_what_was_written(&store.unwrap()).await;
     }
-    assert_eq!(database.number("SELECT version FROM fg_schema").await, 4);
+    assert_eq!(database.number("SELECT version FROM fg_schema").await, 5);
 }
 
 pub(crate) async fn every_released_version_is_brought_up_to_date_with_its_data(new: impl AsyncFn() -> Database) {
@@ -160,9 +169,12 @@ pub(crate) async fn every_released_version_is_brought_up_to_date_with_its_data(n
         if version >= 3 {
             reads_queue_and_documents(&store).await;
         }
+        if version >= 5 {
+            reads_records_without_what_has_columns(&store).await;
+        }
         goes_on_with_it(&store, version).await;
-        assert_eq!(database.number("SELECT version FROM fg_schema").await, 4);
-        assert_eq!(database.number("SELECT min_reader FROM fg_schema").await, 1);
+        assert_eq!(database.number("SELECT version FROM fg_schema").await, 5);
+        assert_eq!(database.number("SELECT min_reader FROM fg_schema").await, 5);
     }
 }
 
@@ -243,6 +255,22 @@ async fn reads_queue_and_documents(store: &SqlStore) {
     assert_eq!((document.version, document.content.as_str()), (Version::FIRST, r#"{"it": "holds"}"#));
 }
 
+async fn reads_records_without_what_has_columns(store: &SqlStore) {
+    let filter = RecordFilter::default().with_label("team", "red");
+    let page = InvocationStore::list(store, &tenant(), &filter, &PageRequest::default()).await.unwrap();
+    assert_eq!((page.items.len(), page.unreadable.len()), (1, 0), "{page:?}");
+    let record = &page.items[0];
+    assert_eq!((record.state, record.status, record.attempts), (InvocationState::Succeeded, Some(200), 1));
+    assert_eq!((record.owner.as_str(), record.caller.as_str(), record.labels["team"].as_str()), ("ann", "eve", "red"));
+    assert_eq!((record.key.name.as_str(), record.generation), ("greet", Generation::FIRST));
+    assert_eq!(record.started_at.unwrap().since(record.created_at), Duration::from_micros(500));
+    assert_eq!(record.finished_at.unwrap().since(record.created_at), Duration::from_micros(2000));
+    let trace = record.trace.unwrap().to_string();
+    assert_eq!(trace, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    let result = record.result.as_ref().unwrap();
+    assert_eq!((&*result.bytes, result.content_type.as_deref()), (&b"hello!!"[..], Some("text/plain")));
+}
+
 async fn goes_on_with_it(store: &SqlStore, version: usize) {
     let (function, revision) = function("another");
     store.create(&function, &revision).await.unwrap();
@@ -253,7 +281,8 @@ async fn goes_on_with_it(store: &SqlStore, version: usize) {
     assert_eq!(updated.version, current.version.next());
     let page =
         InvocationStore::list(store, &tenant(), &RecordFilter::default(), &PageRequest::default()).await.unwrap();
-    assert_eq!(page.items.len(), if version >= 3 { 3 } else { 2 });
+    let expected = [0, 2, 2, 3, 3, 4][version];
+    assert_eq!(page.items.len(), expected);
 
     let key = key(Timestamp::now());
     store.add_key(&key).await.unwrap();

@@ -4,22 +4,22 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as Place;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::engine::{Dialect, Row, Session, Statement, Unreadable, stored};
+use super::engine::{Dialect, Session, Statement, Unreadable, Value, stored};
 use super::fault::Fault;
 use super::functions::json;
+use super::record_row::{self, OPEN};
 use super::steps::{self, Step, Steps};
 use crate::store::statistics::{Minute, Rollup};
 use crate::store::{kept_bytes, record_exists, record_is_final};
 use crate::{
-    Accepted, Error, FunctionId, FunctionKey, FunctionName, InvocationId, InvocationRecord, InvocationState, KeptBytes,
-    TenantId, Timestamp,
+    Accepted, Error, FunctionId, FunctionKey, FunctionName, InvocationId, InvocationRecord, KeptBytes, TenantId,
+    Timestamp,
 };
 
-/// The form of rows that this program writes, and the latest that it reads.
-const FORMAT: i64 = 1;
+/// The form of the rows of figures that this program writes, and the latest that it reads.
+pub(super) const ROLLUP_FORMAT: i64 = 1;
 /// How many rows one statement inserts at most.
 pub(super) const MAX_ROWS: usize = 256;
 /// More than so many are inserted in multiples of it.
@@ -28,9 +28,6 @@ const STEP: usize = 16;
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// For how many pairs of function and minute figures are held here, to go on with.
 const MAX_OPEN: usize = 10_000;
-
-/// The states of an execution that has not ended. They stand in the row, and need not be what the document says.
-const OPEN: [InvocationState; 2] = [InvocationState::Queued, InvocationState::Running];
 
 /// What is written as a whole, or not at all.
 pub(super) enum Entry {
@@ -83,81 +80,18 @@ pub(super) struct Encoded {
     pub(super) change: Change,
     pub(super) record: Arc<InvocationRecord>,
     id: String,
-    document: String,
-}
-
-/// What the document of a row holds: the record without the bytes that were kept, which have columns of their own.
-#[derive(Serialize, Deserialize)]
-struct Document<R> {
-    record: R,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    payload: Option<Kept>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    result: Option<Kept>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    logs: Option<Kept>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    content_type: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    len: Option<u64>,
-    truncated: bool,
-}
-
-impl Kept {
-    fn of(kept: &KeptBytes) -> Self {
-        Self { content_type: kept.content_type.clone(), len: kept.len, truncated: kept.truncated }
-    }
-
-    fn with(self, bytes: Vec<u8>) -> KeptBytes {
-        let Self { content_type, len, truncated } = self;
-        let mut kept = KeptBytes::cut(bytes.into(), usize::MAX);
-        (kept.content_type, kept.len, kept.truncated) = (content_type, len, truncated);
-        kept
-    }
+    document: Arc<str>,
 }
 
 impl Encoded {
     pub(super) fn new(change: Change, record: Arc<InvocationRecord>) -> Result<Self, Fault> {
-        let kept = |kept: &Option<KeptBytes>| kept.as_ref().map(Kept::of);
-        let (payload, result, logs) = (kept(&record.payload), kept(&record.result), kept(&record.logs));
-        let document = if payload.is_none() && result.is_none() && logs.is_none() {
-            json(&Document { record: &*record, payload, result, logs })?
-        } else {
-            let mut bare = InvocationRecord::clone(&record);
-            (bare.payload, bare.result, bare.logs) = (None, None, None);
-            json(&Document { record: &bare, payload, result, logs })?
-        };
+        let document = record_row::document(&record)?.into();
         Ok(Self { change, id: record.id.to_string(), record, document })
     }
 
     fn bytes(&self) -> usize {
         self.document.len() + kept_bytes(&self.record)
     }
-}
-
-/// The columns of a row that a record is read from, in the order in which [`decode`] takes them.
-pub(super) const RECORD_COLUMNS: &str =
-    "i.created_at, i.id, i.format, i.document, i.payload, i.result, i.logs, i.state";
-
-/// Reads [`RECORD_COLUMNS`].
-pub(super) fn decode(row: &mut Row) -> Result<Arc<InvocationRecord>, Unreadable> {
-    row.check_format(2, FORMAT)?;
-    let Document { mut record, payload, result, logs } = row.json::<Document<InvocationRecord>>(3)?;
-    let mut kept = |about: Option<Kept>, column| {
-        let bytes = row.opt_bytes(column)?;
-        Ok(about.map(|about| about.with(bytes.unwrap_or_default())))
-    };
-    (record.payload, record.result, record.logs) = (kept(payload, 4)?, kept(result, 5)?, kept(logs, 6)?);
-    if !record.state.is_final() {
-        // The queue moves an execution on without writing its document anew.
-        let state = row.text(7)?;
-        record.state = OPEN.into_iter().find(|open| open.as_str() == state).unwrap_or(record.state);
-    }
-    Ok(Arc::new(record))
 }
 
 /// What a batch did.
@@ -394,7 +328,7 @@ pub(super) async fn is_committed(
     let Some(Entry::Record(probe)) = written.probe.and_then(|at| batch.get(at)) else { return Ok(false) };
     let select = dialect.sql("SELECT document FROM fg_invocations WHERE id = ").arg(probe.id.as_str());
     let found = session.row(select).await?;
-    Ok(found.is_some_and(|mut row| row.text(0).is_ok_and(|document| document == probe.document)))
+    Ok(found.is_some_and(|mut row| row.text(0).is_ok_and(|document| *document == *probe.document)))
 }
 
 fn insert_mark(dialect: &'static Dialect, mark: &Mark) -> Statement {
@@ -485,25 +419,24 @@ async fn insert_all(session: &mut dyn Session, records: &[&Encoded], replace: Op
         for (index, encoded) in piece.iter().enumerate() {
             let record = &*encoded.record;
             let class = record.failure.as_ref().map(|failure| failure.class.as_str());
-            let kept = [&record.payload, &record.result, &record.logs];
-            statement = statement
-                .sql(if index > 0 { ", (" } else { "(" })
-                .list([
-                    Some(encoded.id.as_str()),
-                    Some(record.key.tenant.as_str()),
-                    Some(record.key.name.as_str()),
-                    Some(&*record.function.to_string()),
-                    Some(record.state.as_str()),
-                    class,
-                    Some(record.caller.as_str()),
-                ])
-                .sql(", ")
-                .list([Some(record.created_at.as_micros()), record.finished_at.map(Timestamp::as_micros), Some(FORMAT)])
-                .sql(", ")
-                .arg(encoded.document.as_str())
-                .sql(", ")
-                .list(kept.map(|kept| kept.as_ref().map(|kept| &*kept.bytes)))
-                .sql(")");
+            let kept = |kept: &Option<KeptBytes>| Value::from(kept.as_ref().map(|kept| &*kept.bytes));
+            let values = [
+                encoded.id.as_str().into(),
+                Value::Shared(record.key.tenant.clone().into()),
+                Value::Shared(record.key.name.clone().into()),
+                record.function.to_string().into(),
+                record.state.as_str().into(),
+                class.into(),
+                Value::Shared(record.caller.clone().into()),
+                record.created_at.as_micros().into(),
+                record.finished_at.map(Timestamp::as_micros).into(),
+                record_row::FORMAT.into(),
+                Value::Shared(Arc::clone(&encoded.document)),
+                kept(&record.payload),
+                kept(&record.result),
+                kept(&record.logs),
+            ];
+            statement = statement.sql(if index > 0 { ", (" } else { "(" }).list(values).sql(")");
         }
         if replace.is_some() {
             statement = statement.sql(&dialect.upsert("id", &CHANGING));
@@ -604,7 +537,7 @@ impl Figures {
                     .sql(if index > 0 { ", (" } else { "(" })
                     .list([id.as_str(), tenant.as_str(), name.as_str()])
                     .sql(", ")
-                    .list([*minute, FORMAT])
+                    .list([*minute, ROLLUP_FORMAT])
                     .sql(", ")
                     .arg(document.as_str())
                     .sql(")");
@@ -629,8 +562,6 @@ impl Rollups {
         }
     }
 }
-
-pub(super) const ROLLUP_FORMAT: i64 = FORMAT;
 
 /// A number of rows that a statement takes.
 pub(super) fn row_limit(limit: usize) -> i64 {

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::ops::ControlFlow;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
@@ -240,6 +241,8 @@ impl Statement {
 pub(super) enum Value {
     Int(Option<i64>),
     Text(Option<String>),
+    /// Text that is held elsewhere as well.
+    Shared(Arc<str>),
     Bytes(Option<Vec<u8>>),
 }
 
@@ -264,6 +267,12 @@ impl From<&str> for Value {
 impl From<String> for Value {
     fn from(value: String) -> Self {
         Self::Text(Some(value))
+    }
+}
+
+impl From<Arc<str>> for Value {
+    fn from(value: Arc<str>) -> Self {
+        Self::Shared(value)
     }
 }
 
@@ -378,10 +387,10 @@ impl Row {
         serde_json::from_str(&text).map_err(|error| Unreadable(format!("column {column}: {error}")))
     }
 
-    /// Fails where the row was written in a later form than this program knows.
-    pub(super) fn check_format(&mut self, column: usize, known: i64) -> Result<(), Unreadable> {
+    /// The form that the row was written in. Fails where that is a later one than this program knows.
+    pub(super) fn check_format(&mut self, column: usize, known: i64) -> Result<i64, Unreadable> {
         match self.int(column)? {
-            found if found <= known => Ok(()),
+            found if found <= known => Ok(found),
             found => Err(Unreadable(format!("it is of format {found}, this program reads up to {known}"))),
         }
     }

@@ -34,11 +34,12 @@ static DIALECT: Dialect = Dialect {
     upsert: Upsert::OnDuplicateKey,
 };
 
-static MIGRATIONS: [Migration; 4] = [
+static MIGRATIONS: [Migration; 5] = [
     Migration { version: 1, min_reader: 1, script: include_str!("migrations/mysql/0001.sql") },
     Migration { version: 2, min_reader: 1, script: include_str!("migrations/mysql/0002.sql") },
     Migration { version: 3, min_reader: 1, script: include_str!("migrations/mysql/0003.sql") },
     Migration { version: 4, min_reader: 1, script: include_str!("migrations/mysql/0004.sql") },
+    Migration { version: 5, min_reader: 5, script: include_str!("migrations/mysql/0005.sql") },
 ];
 
 /// What a URL may set. sqlx takes no notice of others: one that is misspelt would not do what is wanted.
@@ -133,6 +134,7 @@ fn bind(query: Query<'_, MySql, MySqlArguments>, value: Value) -> Query<'_, MySq
     match value {
         Value::Int(value) => query.bind(value),
         Value::Text(value) => query.bind(value),
+        Value::Shared(value) => query.bind(value),
         Value::Bytes(value) => query.bind(value),
     }
 }

@@ -30,11 +30,12 @@ static DIALECT: Dialect = Dialect {
     upsert: Upsert::OnConflict,
 };
 
-static MIGRATIONS: [Migration; 4] = [
+static MIGRATIONS: [Migration; 5] = [
     Migration { version: 1, min_reader: 1, script: include_str!("migrations/postgres/0001.sql") },
     Migration { version: 2, min_reader: 1, script: include_str!("migrations/postgres/0002.sql") },
     Migration { version: 3, min_reader: 1, script: include_str!("migrations/postgres/0003.sql") },
     Migration { version: 4, min_reader: 1, script: include_str!("migrations/postgres/0004.sql") },
+    Migration { version: 5, min_reader: 5, script: include_str!("migrations/postgres/0005.sql") },
 ];
 
 /// What a URL may set. sqlx writes others, with their values, into the log.
@@ -121,6 +122,7 @@ fn bind(query: Query<'_, Postgres, PgArguments>, value: Value) -> Query<'_, Post
     match value {
         Value::Int(value) => query.bind(value),
         Value::Text(value) => query.bind(value),
+        Value::Shared(value) => query.bind(value),
         Value::Bytes(value) => query.bind(value),
     }
 }

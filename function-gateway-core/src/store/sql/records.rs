@@ -6,10 +6,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::Operation;
-use super::batch::{RECORD_COLUMNS, ROLLUP_FORMAT, decode};
+use super::batch::ROLLUP_FORMAT;
 use super::engine::{Dialect, Row, Session, Statement, Unreadable};
 use super::fault::Fault;
 use super::functions::{Pager, Place, is_plain, limited, unreadable};
+use super::record_row;
 use crate::store::page::invalid_cursor;
 use crate::store::statistics::{Minute, Rollup};
 use crate::{
@@ -26,10 +27,11 @@ impl Operation for Get<'_> {
     type Answer = Option<Arc<InvocationRecord>>;
 
     async fn run(&self, session: &mut dyn Session) -> Result<Self::Answer, Fault> {
-        let select = session.dialect().sql("SELECT ").sql(RECORD_COLUMNS).sql(" FROM fg_invocations i WHERE i.id = ");
+        let select =
+            session.dialect().sql("SELECT ").sql(record_row::COLUMNS).sql(" FROM fg_invocations i WHERE i.id = ");
         let select = select.arg(self.id.to_string()).sql(" AND i.tenant = ").arg(self.tenant.as_str());
         let Some(mut row) = session.row(select).await? else { return Ok(None) };
-        decode(&mut row).map(Some).map_err(|reason| unreadable("the record of the execution", reason))
+        record_row::decode(&mut row).map(Some).map_err(|reason| unreadable("the record of the execution", reason))
     }
 }
 
@@ -42,7 +44,7 @@ pub(super) struct List<'a> {
 impl List<'_> {
     fn select(&self, dialect: &'static Dialect, after: Option<(i64, &str)>) -> Statement {
         let RecordFilter { name, function, state, class, caller, labels, from, until } = self.filter;
-        let select = dialect.sql("SELECT ").sql(RECORD_COLUMNS).sql(" FROM ");
+        let select = dialect.sql("SELECT ").sql(record_row::COLUMNS).sql(" FROM ");
         // The table that the list goes along is the one whose index is in the order of time.
         let (mut statement, created_at, id) = match labels.first() {
             None => {
@@ -95,7 +97,7 @@ impl Operation for List<'_> {
     async fn run(&self, session: &mut dyn Session) -> Result<Self::Answer, Fault> {
         let after = self.page.key(CursorKind::Records)?;
         let after = after.as_deref().map(|after| read_place(after).ok_or_else(invalid_cursor)).transpose()?;
-        let mut pager = Pager::new(CursorKind::Records, self.page, decode, place);
+        let mut pager = Pager::new(CursorKind::Records, self.page, record_row::decode, place);
         let select = self.select(session.dialect(), after);
         pager.add(session, select).await?;
         Ok(pager.finish())
@@ -151,7 +153,7 @@ impl Operation for ReadStatistics<'_> {
         }
         let select = self.select(session.dialect(), &minutes);
         let mut take = |mut row: Row| {
-            let read = row.check_format(1, ROLLUP_FORMAT).and_then(|()| row.json::<Rollup>(2));
+            let read = row.check_format(1, ROLLUP_FORMAT).and_then(|_| row.json::<Rollup>(2));
             match read {
                 Ok(rollup) => sum.merge(&rollup),
                 Err(Unreadable(reason)) => {
@@ -172,7 +174,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::SqlStore;
-    use super::super::tests::is_along_indexes;
+    use super::super::tests::{is_along_indexes, is_along_indexes_of_time};
     use super::*;
     use crate::{ErrorClass, FunctionId, InvocationState, Timestamp};
 
@@ -197,7 +199,7 @@ mod tests {
         for filter in &filters {
             let list = List { tenant: &tenant, filter, page: &page };
             for after in [None, Some((1, "x"))] {
-                is_along_indexes(&store, list.select(dialect, after)).await;
+                is_along_indexes_of_time(&store, list.select(dialect, after)).await;
             }
         }
         let day = StatisticsQuery::new(Timestamp::now(), Timestamp::now().plus(Duration::from_secs(86_400)));

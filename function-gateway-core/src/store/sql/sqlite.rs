@@ -33,11 +33,12 @@ static DIALECT: Dialect = Dialect {
     upsert: Upsert::OnConflict,
 };
 
-static MIGRATIONS: [Migration; 4] = [
+static MIGRATIONS: [Migration; 5] = [
     Migration { version: 1, min_reader: 1, script: include_str!("migrations/sqlite/0001.sql") },
     Migration { version: 2, min_reader: 1, script: include_str!("migrations/sqlite/0002.sql") },
     Migration { version: 3, min_reader: 1, script: include_str!("migrations/sqlite/0003.sql") },
     Migration { version: 4, min_reader: 1, script: include_str!("migrations/sqlite/0004.sql") },
+    Migration { version: 5, min_reader: 5, script: include_str!("migrations/sqlite/0005.sql") },
 ];
 
 /// Records have many indexes: so much of them is held in memory, in KiB (which SQLite tells by the sign).
@@ -84,6 +85,8 @@ pub(super) async fn connect(location: &str, options: &SqlStoreOptions, runtime: 
         }
     };
     let writing = file.clone().pragma("cache_size", WRITER_CACHE).pragma("wal_autocheckpoint", CHECKPOINT);
+    // What a statement of many rows would have to undo soon is too much for SQLite to hold, and goes to a new file each time.
+    let writing = writing.pragma("temp_store", "MEMORY");
     let writer = pool(1).connect_with(writing).await.map_err(fault)?;
     let readers = match in_memory {
         true => writer.clone(),
@@ -119,6 +122,7 @@ fn bind(query: Query<'_, Sqlite, SqliteArguments>, value: Value) -> Query<'_, Sq
     match value {
         Value::Int(value) => query.bind(value),
         Value::Text(value) => query.bind(value),
+        Value::Shared(value) => query.bind(value),
         Value::Bytes(value) => query.bind(value),
     }
 }

@@ -47,6 +47,14 @@ pub(super) async fn is_along_indexes(store: &SqlStore, statement: Statement) {
     assert!(!plan.iter().any(is_bad), "{text}: {plan:#?}");
 }
 
+/// As [`is_along_indexes`], but for the order of what came in the same microsecond.
+pub(super) async fn is_along_indexes_of_time(store: &SqlStore, statement: Statement) {
+    let (text, plan) = plan_of(store, statement).await;
+    let sorts = |step: &str| step.contains("TEMP B-TREE") && step != "USE TEMP B-TREE FOR LAST TERM OF ORDER BY";
+    let is_bad = |step: &String| step.starts_with("SCAN") || sorts(step);
+    assert!(!plan.iter().any(is_bad), "{text}: {plan:#?}");
+}
+
 async fn pragma(store: &SqlStore, text: &str) {
     let mut session = store.0.engine.transaction().await.unwrap();
     session.rows(store.0.engine.dialect().sql(text)).await.unwrap();

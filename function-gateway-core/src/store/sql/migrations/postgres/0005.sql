@@ -1,0 +1,2 @@
+-- Records are written in form 2 from here on, which programs before can't read. The tables stay as they are.
+SELECT 1;
