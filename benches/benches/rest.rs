@@ -271,7 +271,7 @@ async fn requests(worker: &Path, path: &'static str) {
     let servers = [Arc::new(Server::start("forwarder", worker, "/")), Arc::new(Server::start("gateway", worker, path))];
     println!("medians of {ROUNDS} rounds in turns of {ROUND:?}, 100 bytes there and back\n");
     println!("at a time   forwarder     gateway   ratio    processor time per 10,000 requests   ratio");
-    let mut saturation = 0.0;
+    let mut loads = Vec::new();
     for at_a_time in [16, 64] {
         let mut rates: [Vec<f64>; 2] = Default::default();
         let mut costs: [Vec<f64>; 2] = Default::default();
@@ -292,14 +292,20 @@ async fn requests(worker: &Path, path: &'static str) {
         println!(
             "{at_a_time:>9}   {forwarder:>7.0}/s   {gateway:>7.0}/s   {rate_ratio:>5.2}   {forwarder_cost:>14.2} s {gateway_cost:>14.2} s       {cost_ratio:.2}",
         );
-        saturation = gateway;
+        loads.push((at_a_time, gateway / 2.0));
     }
-    let load = saturation / 2.0;
+    for (connections, load) in loads {
+        open(&servers, load, connections).await;
+    }
+}
+
+/// The time of a request at a steady load.
+async fn open(servers: &[Arc<Server>; 2], load: f64, connections: u32) {
     let mut middles: [Vec<f64>; 2] = Default::default();
     let mut slowest: [Vec<f64>; 2] = Default::default();
     for round in 0..=ROUNDS {
         for (side, server) in servers.iter().enumerate() {
-            let mut times = open_loop(server, load, 16, ROUND * 2).await;
+            let mut times = open_loop(server, load, connections, ROUND * 2).await;
             if round > 0 {
                 times.sort_unstable();
                 middles[side].push(times[times.len() / 2].as_secs_f64());
@@ -311,7 +317,7 @@ async fn requests(worker: &Path, path: &'static str) {
     let tail = middle_of(ratios(&slowest[1], &slowest[0]));
     let [forwarder_p50, gateway_p50] = middles.map(|times| middle_of(times) * 1e6);
     let [forwarder_p99, gateway_p99] = slowest.map(|times| middle_of(times) * 1e6);
-    println!("\nat {load:.0} requests per second:");
+    println!("\nat {load:.0} requests per second by {connections} connections:");
     println!("p50   {forwarder_p50:>6.0} µs   {gateway_p50:>6.0} µs   {:>5.0} µs more", middle_of(added));
     println!("p99   {forwarder_p99:>6.0} µs   {gateway_p99:>6.0} µs   {tail:>5.2} times\n");
 }
@@ -326,7 +332,7 @@ fn middle_of(mut figures: Vec<f64>) -> f64 {
 }
 
 /// Requests per second of connections that each send one after the other, and processor seconds per 10,000 of them.
-async fn closed_loop(server: &Arc<Server>, at_a_time: usize) -> (f64, f64) {
+async fn closed_loop(server: &Arc<Server>, at_a_time: u32) -> (f64, f64) {
     let mut senders = Vec::new();
     for _ in 0..at_a_time {
         senders.push(server.connect().await);
