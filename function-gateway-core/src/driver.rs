@@ -1,7 +1,7 @@
 //! What an author of a driver implements: the one way from the gateway to an engine.
 
 use std::borrow::Cow;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -326,32 +326,39 @@ static TOLD: [HeaderName; 5] = [
     HeaderName::from_static(TraceParent::STATE_HEADER),
 ];
 
+/// Whether a header has a name by which the gateway tells a function about its call.
+pub(crate) fn is_told(name: &str) -> bool {
+    TOLD.iter().any(|told| told.as_str() == name)
+}
+
 /// Sets the headers of [`call_headers`], in place of any that the caller sent under the same names: those that this call
 /// has no value for are taken out, so that no caller speaks in the gateway's name.
 pub fn set_call_headers(cx: &CallContext, headers: &mut HeaderMap) {
-    if !headers.is_empty() {
-        for name in &TOLD {
-            headers.remove(name);
-        }
+    let told: Vec<HeaderName> = headers.keys().filter(|name| is_told(name.as_str())).cloned().collect();
+    for name in told {
+        headers.remove(name);
     }
+    tell_call(cx, headers);
+}
+
+/// Adds the headers of [`call_headers`] where there are none of these names.
+pub(crate) fn tell_call(cx: &CallContext, headers: &mut HeaderMap) {
     let [id, deadline, attempt, trace, state] = &TOLD;
-    let mut set = |name: &HeaderName, value: Option<&dyn fmt::Display>| {
-        let Some(value) = value else { return };
-        // As large as these texts get, so that each is written in one go.
-        let mut text = String::with_capacity(64);
-        // Ids, numbers and a `tracestate` that came as a header are valid values; another one is left out.
-        if write!(text, "{value}").is_ok()
-            && let Ok(value) = HeaderValue::try_from(text)
-        {
-            headers.insert(name.clone(), value);
-        }
-    };
-    let by = cx.deadline().map(|deadline| Timestamp::now().plus(deadline.remaining()).as_micros() / 1000);
-    set(id, cx.invocation_id().as_ref().map(|id| id as _));
-    set(deadline, by.as_ref().map(|by| by as _));
-    set(attempt, Some(&cx.attempt()));
-    set(trace, cx.trace().as_ref().map(|trace| trace as _));
-    set(state, cx.trace_state().as_ref().map(|state| state as _));
+    let mut set = |name: &HeaderName, value: HeaderValue| drop(headers.insert(name.clone(), value));
+    if let Some(Ok(value)) = cx.invocation_id().map(|id| HeaderValue::try_from(id.to_string())) {
+        set(id, value);
+    }
+    if let Some(by) = cx.deadline() {
+        set(deadline, (Timestamp::now().plus(by.remaining()).as_micros() / 1000).into());
+    }
+    set(attempt, cx.attempt().into());
+    if let Some(Ok(value)) = cx.trace().map(|trace| HeaderValue::from_bytes(&trace.text())) {
+        set(trace, value);
+    }
+    // One that came as a header is a valid value; another one is left out.
+    if let Some(Ok(value)) = cx.trace_state().map(HeaderValue::from_str) {
+        set(state, value);
+    }
 }
 
 /// How many instances are to run.

@@ -21,9 +21,9 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 #[cfg(feature = "http-client")]
 pub use self::client::{HttpAnswer, HttpClient, HttpClientOptions, HttpVersion};
+use crate::driver::{is_told, tell_call};
 use crate::{
-    Body, ByteStream, CallContext, Delivery, DriverRequest, Error, ErrorKind, Result, Retry, for_one_hop,
-    set_call_headers,
+    Body, ByteStream, CallContext, Delivery, DriverRequest, Error, ErrorKind, Result, Retry, for_one_hop_without,
 };
 
 // What is sent
@@ -86,13 +86,8 @@ fn percent_decoded(text: &str) -> Vec<u8> {
 /// of [`set_call_headers`].
 #[must_use]
 pub fn wire_headers(cx: &CallContext, mut headers: HeaderMap) -> HeaderMap {
-    if !headers.is_empty() {
-        for_one_hop(&mut headers);
-        for name in [header::CONTENT_LENGTH, header::EXPECT, header::HOST] {
-            headers.remove(name);
-        }
-    }
-    set_call_headers(cx, &mut headers);
+    for_one_hop_without(&mut headers, |name| matches!(name, "content-length" | "expect" | "host") || is_told(name));
+    tell_call(cx, &mut headers);
     headers
 }
 

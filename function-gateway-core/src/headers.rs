@@ -2,29 +2,38 @@
 
 use http::header::{self, HeaderMap, HeaderName};
 
-/// Those that concern one connection alone (RFC 9110, section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 8] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::PROXY_AUTHORIZATION,
-];
+/// Whether a header concerns one connection alone (RFC 9110, section 7.6.1).
+fn is_of_connection(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "proxy-authorization"
+    )
+}
 
 /// Takes out what concerns the connection that a message came by (RFC 9110, section 7.6.1). Whoever passes a message on, as
 /// drivers and servers do, calls it both ways.
 pub fn for_one_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|list| list.split(','))
-        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-        .collect();
-    for name in HOP_BY_HOP.iter().chain(&named) {
+    for_one_hop_without(headers, |_| false);
+}
+
+/// As [`for_one_hop`], and takes out the headers whose names, in small letters, are unwanted.
+pub fn for_one_hop_without(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    // One pass over the few that are there: to look for each that may be there would take several times as long.
+    let names = headers.keys().filter(|name| is_of_connection(name.as_str()) || unwanted(name.as_str()));
+    let mut gone: Vec<HeaderName> = names.cloned().collect();
+    if gone.contains(&header::CONNECTION) {
+        let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        let named = values.flat_map(|list| list.split(','));
+        gone.extend(named.filter_map(|name| HeaderName::try_from(name.trim()).ok()));
+    }
+    for name in gone {
         headers.remove(name);
     }
 }
@@ -55,5 +64,7 @@ mod tests {
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["accept", "x-end-to-end"]);
+        for_one_hop_without(&mut headers, |name| name == "accept");
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-end-to-end"]);
     }
 }

@@ -98,7 +98,7 @@ pub use function::{
     Timeouts, UnknownFields, Workload,
 };
 pub use gateway::{Gateway, GatewayBuilder};
-pub use headers::for_one_hop;
+pub use headers::{for_one_hop, for_one_hop_without};
 pub use invocation::{
     CallState, FunctionFailure, Invocation, InvokeRequest, InvokeResponse, LogSink, Outcome, TimedPhase, Timings,
 };

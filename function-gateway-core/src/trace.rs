@@ -40,6 +40,26 @@ impl TraceParent {
         format!("{:032x}", self.trace_id)
     }
 
+    /// The header's value, in ASCII: `00-<trace>-<span>-<flags>`.
+    pub(crate) fn text(self) -> [u8; 55] {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let (trace, span) = (self.trace_id.to_be_bytes(), self.span_id.to_be_bytes());
+        let parts: [&[u8]; 4] = [&[0], &trace, &span, &[self.flags]];
+        let mut text = [b'-'; 55];
+        let mut places = text.iter_mut();
+        for part in parts {
+            for byte in part {
+                for digit in [byte >> 4, byte & 15] {
+                    if let (Some(place), Some(digit)) = (places.next(), DIGITS.get(usize::from(digit))) {
+                        *place = *digit;
+                    }
+                }
+            }
+            places.next();
+        }
+        text
+    }
+
     /// Whether the caller may have recorded the trace.
     #[must_use]
     pub fn is_sampled(self) -> bool {
@@ -49,7 +69,7 @@ impl TraceParent {
 
 impl fmt::Display for TraceParent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, self.flags)
+        f.write_str(str::from_utf8(&self.text()).unwrap_or_default())
     }
 }
 

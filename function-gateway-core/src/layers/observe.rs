@@ -1,16 +1,17 @@
 //! A span and figures for each call: `tracing` by the OpenTelemetry conventions for FaaS, and `metrics`.
 
 use std::error::Error as StdError;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use async_trait::async_trait;
+use metrics::{Key, Label, Level, Metadata, SharedString};
 use tracing::{Instrument as _, Span, field};
 
 use crate::body::{BodyObserver, Closing};
 use crate::error::chain_of;
 use crate::{
-    BodyEnd, CallState, Error, Invocation, InvokeResponse, Middleware, Next, Outcome, Result, Revision, Stage,
-    TimedPhase,
+    BodyEnd, CallState, Error, FunctionKey, Invocation, InvokeResponse, Middleware, Next, Outcome, Result, Revision,
+    Stage, TimedPhase,
 };
 
 /// Observes every call, refusals included.
@@ -104,26 +105,34 @@ impl Observation {
 
     fn ended(&self, error: Option<&'static str>) {
         self.span.record("function_gateway.attempts", self.state.attempts());
-        let name = self.revision.key.name.as_str().to_owned();
-        let tenant = self.revision.key.tenant.as_str().to_owned();
-        let labels = [("faas.invoked_name", name), ("tenant", tenant)];
-        metrics::counter!("faas.invocations", &labels).increment(1);
-        metrics::histogram!("faas.invoke_duration", &labels).record(self.state.elapsed());
-        for phase in TimedPhase::ALL {
-            if let Some(took) = self.state.timings().get(phase) {
-                metrics::histogram!("function_gateway.phase_duration", "phase" => phase.as_str()).record(took);
+        let FunctionKey { tenant, name } = self.revision.key.clone();
+        let label = |name, value| Label::new(name, SharedString::from_shared(value));
+        let labels = [label("faas.invoked_name", name.into()), label("tenant", tenant.into())];
+        metrics::counter!("faas.invocations", labels.iter()).increment(1);
+        metrics::histogram!("faas.invoke_duration", labels.iter()).record(self.state.elapsed());
+        let timings = self.state.timings();
+        for (phase, key) in TimedPhase::ALL.into_iter().zip(&*PHASES) {
+            if let Some(took) = timings.get(phase) {
+                metrics::with_recorder(|recorder| recorder.register_histogram(key, &METADATA)).record(took);
             }
         }
         let Some(error) = error else { return };
         self.span.record("error.type", error);
         let [name, tenant] = labels;
-        metrics::counter!("faas.errors", &[name.clone(), tenant.clone(), ("error.type", error.to_owned())])
-            .increment(1);
+        let of_error = [name.clone(), tenant.clone(), Label::new("error.type", error)];
+        metrics::counter!("faas.errors", of_error.iter()).increment(1);
         if error == crate::ErrorKind::DeadlineExceeded.code() {
-            metrics::counter!("faas.timeouts", &[name, tenant]).increment(1);
+            metrics::counter!("faas.timeouts", [name, tenant].iter()).increment(1);
         }
     }
 }
+
+/// The histogram of each phase. The same for every call, and so made once.
+static PHASES: LazyLock<[Key; 5]> = LazyLock::new(|| {
+    TimedPhase::ALL
+        .map(|phase| Key::from_parts("function_gateway.phase_duration", vec![Label::new("phase", phase.as_str())]))
+});
+static METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
 
 /// A call that is still on its way. Dropped, it was given up.
 struct Pending(Option<Observation>);

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::MethodFilter;
 use function_gateway_core::{
     CallContext, Deadline, Error, ErrorKind, FunctionExecutor as _, FunctionRef, InvocationId, InvokeRequest,
-    InvokeResponse, Outcome, Receipt, TimedPhase, Timestamp, Waited, call_header, for_one_hop,
+    InvokeResponse, Outcome, Receipt, TimedPhase, Timestamp, Waited, call_header, for_one_hop_without,
 };
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
@@ -282,13 +282,11 @@ fn invoke_request(api: &Api, caller: &Caller, request: Request, path: Option<Str
     let (parts, body) = request.into_parts();
     let mut invoke = InvokeRequest::new(payload::of_request(body, api.options.upload_idle_timeout));
     invoke.headers = parts.headers;
-    for_one_hop(&mut invoke.headers);
-    for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT, TIMEOUT] {
-        invoke.headers.remove(name);
-    }
-    for credential in &caller.credential {
-        invoke.headers.remove(credential);
-    }
+    for_one_hop_without(&mut invoke.headers, |name| {
+        matches!(name, "host" | "content-length" | "expect")
+            || TIMEOUT == name
+            || caller.credential.iter().any(|header| header == name)
+    });
     // Also a key that was sent beside the credential, or to a gateway that asks for none.
     for name in [header::AUTHORIZATION, X_API_KEY] {
         if invoke.headers.get_all(&name).iter().any(holds_key) {
@@ -305,15 +303,11 @@ fn invoke_request(api: &Api, caller: &Caller, request: Request, path: Option<Str
 
 pub(super) fn answered(answer: InvokeResponse, is_head: bool) -> Response {
     let InvokeResponse { status, mut headers, outcome, body, call, .. } = answer;
-    for_one_hop(&mut headers);
-    // The length of what would have been the body of the answer to a GET.
-    if !is_head {
-        headers.remove(header::CONTENT_LENGTH);
-    }
+    for_one_hop_without(&mut headers, |name| {
+        // The length of what would have been the body of the answer to a GET stays.
+        (name == "content-length" && !is_head) || FAILURE == name || SERVER_TIMING == name
+    });
     headers.insert(ANSWERED_BY, HeaderValue::from_static("function"));
-    for ours in [FAILURE, SERVER_TIMING] {
-        headers.remove(ours);
-    }
     let outcome = match outcome {
         Outcome::Succeeded => "succeeded",
         Outcome::Rejected => "rejected",
@@ -335,8 +329,8 @@ pub(super) fn answered(answer: InvokeResponse, is_head: bool) -> Response {
         for phase in TimedPhase::ALL {
             if let Some(took) = timings.get(phase) {
                 let separator = if timing.is_empty() { "" } else { ", " };
-                let micros = took.as_micros();
-                let _ = write!(timing, "{separator}{};dur={}.{:03}", phase.as_str(), micros / 1000, micros % 1000);
+                timing.extend([separator, phase.as_str(), ";dur="]);
+                push_millis(&mut timing, took);
             }
         }
         if let Some(timing) = Some(timing).filter(|timing| !timing.is_empty())
@@ -349,6 +343,13 @@ pub(super) fn answered(answer: InvokeResponse, is_head: bool) -> Response {
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
+}
+
+/// Adds a time in milliseconds, with three decimal places.
+fn push_millis(text: &mut String, time: Duration) {
+    let _ = write!(text, "{}.", time.as_millis());
+    let micros = time.subsec_micros() % 1000;
+    text.extend([micros / 100, micros / 10 % 10, micros % 10].map(|digit| char::from_digit(digit, 10).unwrap_or('0')));
 }
 
 /// A text as one line of visible ASCII characters.

@@ -80,6 +80,9 @@ impl Steering {
 
 /// How it is to be submitted; `None` where nothing says so.
 fn options(headers: &mut HeaderMap) -> Result<Option<SubmitOptions>, Problem> {
+    if !headers.keys().any(|name| [DELAY, NOT_BEFORE, PIN].contains(name)) {
+        return Ok(None);
+    }
     let delay = one(headers, &DELAY)?.map(|value| {
         let millis = value.parse().map(Duration::from_millis);
         millis.map(Due::In).map_err(|_| invalid(format!("`{DELAY}` is a whole number of milliseconds")))
@@ -89,9 +92,6 @@ fn options(headers: &mut HeaderMap) -> Result<Option<SubmitOptions>, Problem> {
         time.map(Due::At).map_err(|_| invalid(format!("`{NOT_BEFORE}` is a time such as 2027-01-31T08:00:00Z")))
     });
     let pin = one(headers, &PIN)?;
-    if delay.is_none() && not_before.is_none() && pin.is_none() {
-        return Ok(None);
-    }
     let mut options = SubmitOptions::default();
     options.due = match (delay, not_before) {
         (Some(_), Some(_)) => return Err(invalid(format!("either `{DELAY}` or `{NOT_BEFORE}` is given"))),
@@ -133,7 +133,9 @@ fn unquoted(rest: &str) -> Option<String> {
 /// The one value of a header, which is taken out.
 fn one(headers: &mut HeaderMap, name: &HeaderName) -> Result<Option<String>, Problem> {
     let values: Vec<HeaderValue> = headers.get_all(name).iter().cloned().collect();
-    headers.remove(name);
+    if !values.is_empty() {
+        headers.remove(name);
+    }
     match values.as_slice() {
         [] => Ok(None),
         [value] => match value.to_str() {

@@ -11,10 +11,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use function_gateway_core::forward::sent_stream;
-use function_gateway_core::{
-    Body, ByteStream, CallContext, DriverRequest, Error, ErrorKind, Result, for_one_hop, set_call_headers,
-};
+use function_gateway_core::forward::{sent_stream, wire_headers};
+use function_gateway_core::{Body, ByteStream, CallContext, DriverRequest, Error, ErrorKind, Result, for_one_hop};
 use http::header;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body as _, Frame, SizeHint};
@@ -279,10 +277,8 @@ impl Client {
 
 /// A call as a request to a worker.
 pub(crate) fn request(version: Version, cx: &CallContext, call: DriverRequest) -> Result<Request<RequestBody>> {
-    let DriverRequest { method, path, query, mut headers, body, .. } = call;
-    for_one_hop(&mut headers);
-    set_call_headers(cx, &mut headers);
-    build(version, method, &path, query.as_deref(), headers, RequestBody::from(body))
+    let DriverRequest { method, path, query, headers, body, .. } = call;
+    build(version, method, &path, query.as_deref(), wire_headers(cx, headers), RequestBody::from(body))
 }
 
 fn build(
@@ -297,9 +293,6 @@ fn build(
         Error::new(ErrorKind::InvalidArgument, "path and query can't be written in a request to the function")
             .with_source(error)
     })?;
-    headers.remove(header::CONTENT_LENGTH);
-    headers.remove(header::EXPECT);
-    headers.remove(header::HOST);
     if version != Version::HTTP_2 {
         headers.insert(header::HOST, HOST);
     }
