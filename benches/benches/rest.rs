@@ -299,14 +299,18 @@ async fn requests(worker: &Path, path: &'static str) {
     }
 }
 
-/// The time of a request at a steady load.
+/// The time of a request at a steady load, and the processor time there.
 async fn open(servers: &[Arc<Server>; 2], load: f64, connections: u32) {
     let mut middles: [Vec<f64>; 2] = Default::default();
     let mut slowest: [Vec<f64>; 2] = Default::default();
+    let mut costs: [Vec<f64>; 2] = Default::default();
     for round in 0..=ROUNDS {
         for (side, server) in servers.iter().enumerate() {
+            let before = server.processor_time();
             let mut times = open_loop(server, load, connections, ROUND * 2).await;
+            let used = server.processor_time() - before;
             if round > 0 {
+                costs[side].push(used.as_secs_f64() / times.len() as f64 * 10_000.0);
                 times.sort_unstable();
                 middles[side].push(times[times.len() / 2].as_secs_f64());
                 slowest[side].push(times[times.len() * 99 / 100].as_secs_f64());
@@ -319,7 +323,10 @@ async fn open(servers: &[Arc<Server>; 2], load: f64, connections: u32) {
     let [forwarder_p99, gateway_p99] = slowest.map(|times| middle_of(times) * 1e6);
     println!("\nat {load:.0} requests per second by {connections} connections:");
     println!("p50   {forwarder_p50:>6.0} µs   {gateway_p50:>6.0} µs   {:>5.0} µs more", middle_of(added));
-    println!("p99   {forwarder_p99:>6.0} µs   {gateway_p99:>6.0} µs   {tail:>5.2} times\n");
+    println!("p99   {forwarder_p99:>6.0} µs   {gateway_p99:>6.0} µs   {tail:>5.2} times");
+    let cost_ratio = middle_of(ratios(&costs[1], &costs[0]));
+    let [forwarder_cost, gateway_cost] = costs.map(middle_of);
+    println!("processor time per 10,000   {forwarder_cost:.2} s   {gateway_cost:.2} s   {cost_ratio:.2} times\n");
 }
 
 fn ratios(of: &[f64], to: &[f64]) -> Vec<f64> {

@@ -117,14 +117,14 @@ const COLUMNS: [&str; 14] = [
 struct Raw([Option<String>; 7], [Option<i64>; 3], String);
 
 /// What the store sets of SQLite for the connection that writes.
-const AS_THE_STORE: &str = "PRAGMA synchronous = FULL; PRAGMA cache_size = -16384; PRAGMA wal_autocheckpoint = 8192; \
-                            PRAGMA temp_store = MEMORY";
+const AS_THE_STORE: &str = "PRAGMA synchronous = FULL; PRAGMA cache_size = -16384; PRAGMA wal_autocheckpoint = 8192;";
 /// How many rows a statement inserts, as the store's do.
 const STATEMENT: usize = 256;
 
 /// A statement that inserts so many rows of a table, with arguments as `$1`, `$2` where they are numbered.
 fn insertion(table: &str, columns: &[&str], rows: usize, is_numbered: bool) -> String {
-    let mut text = format!("INSERT INTO {table} ({}) VALUES ", columns.join(", "));
+    let insert = if is_numbered { "INSERT" } else { "INSERT OR ROLLBACK" };
+    let mut text = format!("{insert} INTO {table} ({}) VALUES ", columns.join(", "));
     for row in 0..rows {
         text.push_str(if row > 0 { ", (" } else { "(" });
         for column in 1..=columns.len() {

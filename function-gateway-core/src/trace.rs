@@ -160,6 +160,12 @@ mod tests {
 
     proptest! {
         #[test]
+        fn the_text_is_hexadecimal(trace_id: u128, span_id: u64, flags: u8) {
+            let text = TraceParent { trace_id, span_id, flags }.to_string();
+            prop_assert_eq!(text, format!("00-{trace_id:032x}-{span_id:016x}-{flags:02x}"));
+        }
+
+        #[test]
         fn parsing_never_panics(value in any::<String>()) {
             let _ = value.parse::<TraceParent>();
         }

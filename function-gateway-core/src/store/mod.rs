@@ -245,10 +245,10 @@ pub trait InvocationStore: fmt::Debug + Send + Sync + 'static {
     async fn begin(&self, record: Arc<InvocationRecord>) -> Result<()>;
 
     /// Keeps a record in its final state: a new one, or in place of the same one that was begun. It is the same where id,
-    /// function and `created_at` are: two calls that bring one id are two executions.
+    /// function, caller and `created_at` are: two calls that bring one id are two executions.
     ///
     /// # Errors
-    /// [`Conflict`](crate::ErrorKind::Conflict) where the record is in a final state already, or is another function's;
+    /// [`Conflict`](crate::ErrorKind::Conflict) where the record is in a final state already, or is another execution's;
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) where the new state is not final or `finished_at` is absent.
     async fn finish(&self, record: Arc<InvocationRecord>, durability: Durability) -> Result<()>;
 

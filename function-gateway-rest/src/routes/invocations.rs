@@ -383,3 +383,17 @@ async fn validate_payload(
     let found = api.gateway.check_payload(&caller.context(), &function, request).await?;
     Ok(Json(Checked::from(found)).into_response())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_milliseconds_with_three_places() {
+        for (micros, expected) in [(0, "0.000"), (7, "0.007"), (1_050, "1.050"), (12_345_678, "12345.678")] {
+            let mut text = String::new();
+            push_millis(&mut text, Duration::from_micros(micros));
+            assert_eq!(text, expected);
+        }
+    }
+}

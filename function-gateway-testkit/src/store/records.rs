@@ -195,9 +195,13 @@ pub async fn a_record_of_another_function_is_not_overwritten(store: Store) {
         assert_eq!(refused(result), ErrorKind::Conflict, "{other:?}");
     }
     // Nor by another call of the same function that brings the same id.
-    let mut again = end(record.clone(), InvocationState::Failed);
-    again.created_at = time(1);
-    assert_eq!(refused(store.finish(Arc::new(again), Durability::Durable).await), ErrorKind::Conflict);
+    let mut later = end(record.clone(), InvocationState::Failed);
+    later.created_at = time(1);
+    let mut by_another = end(record.clone(), InvocationState::Failed);
+    by_another.caller = principal("somebody else");
+    for again in [later, by_another] {
+        assert_eq!(refused(store.finish(Arc::new(again), Durability::Durable).await), ErrorKind::Conflict);
+    }
     assert_eq!(get(&store, &record).await.as_deref(), Some(&record));
     assert_eq!(statistics(&store, &mine, time(0), time(60)).await, Statistics::default());
 }

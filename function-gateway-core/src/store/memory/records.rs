@@ -199,6 +199,7 @@ impl Records {
                 if begun.state.is_final()
                     || begun.key != record.key
                     || begun.function != record.function
+                    || begun.caller != record.caller
                     || begun.created_at != record.created_at
                 {
                     return Err(record_is_final(&record));

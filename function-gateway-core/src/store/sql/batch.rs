@@ -14,8 +14,8 @@ use super::steps::{self, Step, Steps};
 use crate::store::statistics::{Minute, Rollup};
 use crate::store::{kept_bytes, record_exists, record_is_final};
 use crate::{
-    Accepted, Error, FunctionId, FunctionKey, FunctionName, InvocationId, InvocationRecord, KeptBytes, TenantId,
-    Timestamp,
+    Accepted, Error, FunctionId, FunctionKey, FunctionName, InvocationId, InvocationRecord, KeptBytes, PrincipalId,
+    TenantId, Timestamp,
 };
 
 /// The form of the rows of figures that this program writes, and the latest that it reads.
@@ -128,9 +128,7 @@ pub(super) struct Mark {
 /// What is known of the record of an id.
 struct Known<'a> {
     is_final: bool,
-    key: FunctionKey,
-    function: FunctionId,
-    created_at: Timestamp,
+    begun: Begun,
     place: Placed<'a>,
 }
 
@@ -141,23 +139,15 @@ enum Placed<'a> {
     Pending { replaces: bool, record: &'a Encoded },
 }
 
-impl From<&Begun> for Known<'_> {
-    fn from(begun: &Begun) -> Self {
-        let Begun { key, function, created_at } = begun;
-        let (key, function, created_at) = (key.clone(), *function, *created_at);
-        Self { is_final: false, key, function, created_at, place: Placed::Stored }
-    }
-}
-
 impl<'a> Known<'a> {
-    fn pending(replaces: bool, record: &'a Encoded) -> Self {
-        let of = &record.record;
-        let (is_final, key, function) = (of.state.is_final(), of.key.clone(), of.function);
-        Self { is_final, key, function, created_at: of.created_at, place: Placed::Pending { replaces, record } }
+    /// The database has its beginning.
+    fn open(begun: Begun) -> Self {
+        Self { is_final: false, begun, place: Placed::Stored }
     }
 
-    fn is_same(&self, record: &InvocationRecord) -> bool {
-        self.key == record.key && self.function == record.function && self.created_at == record.created_at
+    fn pending(replaces: bool, record: &'a Encoded) -> Self {
+        let of = &*record.record;
+        Self { is_final: of.state.is_final(), begun: Begun::new(of), place: Placed::Pending { replaces, record } }
     }
 }
 
@@ -170,17 +160,24 @@ pub(super) enum Expect {
     Some,
 }
 
-/// An execution that has begun and is not known to have ended.
-#[derive(Debug)]
+/// What makes the end of an execution that of one that has begun.
+#[derive(Debug, Clone)]
 pub(super) struct Begun {
     key: FunctionKey,
     function: FunctionId,
+    caller: PrincipalId,
     created_at: Timestamp,
 }
 
 impl Begun {
     pub(super) fn new(record: &InvocationRecord) -> Self {
-        Self { key: record.key.clone(), function: record.function, created_at: record.created_at }
+        let InvocationRecord { key, function, caller, created_at, .. } = record;
+        Self { key: key.clone(), function: *function, caller: caller.clone(), created_at: *created_at }
+    }
+
+    fn is_of(&self, record: &InvocationRecord) -> bool {
+        let Self { key, function, caller, created_at } = self;
+        (key, function, caller, created_at) == (&record.key, &record.function, &record.caller, &record.created_at)
     }
 }
 
@@ -199,7 +196,9 @@ impl<'a> Records<'a> {
         let record = &*encoded.record;
         match (encoded.change, self.known.get(&record.id)) {
             (Change::Begin, Some(_)) => Err(record_exists(record)),
-            (Change::Finish, Some(known)) if known.is_final || !known.is_same(record) => Err(record_is_final(record)),
+            (Change::Finish, Some(known)) if known.is_final || !known.begun.is_of(record) => {
+                Err(record_is_final(record))
+            }
             _ => Ok(()),
         }
     }
@@ -219,7 +218,7 @@ impl<'a> Records<'a> {
             (Change::Discard, place) => {
                 if let Place::Occupied(taken) = place
                     && !taken.get().is_final
-                    && taken.get().is_same(record)
+                    && taken.get().begun.is_of(record)
                     && matches!(taken.remove().place, Placed::Stored)
                 {
                     self.discarded.push(encoded);
@@ -303,8 +302,8 @@ fn expected<'a>(entry: &Entry, begun: &HashMap<InvocationId, Begun>) -> Vec<(Inv
     let known = |encoded: &Encoded| {
         let record = &encoded.record;
         let is_ended_by_step = of_step && encoded.change == Change::Finish;
-        let known = is_ended_by_step.then(|| Known::from(&Begun::new(record)));
-        Some((record.id, known.or_else(|| begun.get(&record.id).map(Known::from))?))
+        let known = is_ended_by_step.then(|| Begun::new(record));
+        Some((record.id, Known::open(known.or_else(|| begun.get(&record.id).cloned())?)))
     };
     entry.records().filter_map(known).collect()
 }
@@ -326,9 +325,19 @@ pub(super) async fn is_committed(
         return Ok(session.row(select).await?.is_some_and(|mut row| row.int(0).is_ok_and(|found| found == batch)));
     }
     let Some(Entry::Record(probe)) = written.probe.and_then(|at| batch.get(at)) else { return Ok(false) };
-    let select = dialect.sql("SELECT document FROM fg_invocations WHERE id = ").arg(probe.id.as_str());
-    let found = session.row(select).await?;
-    Ok(found.is_some_and(|mut row| row.text(0).is_ok_and(|document| *document == *probe.document)))
+    let select = dialect.sql("SELECT document, created_at, finished_at, caller FROM fg_invocations WHERE id = ");
+    let Some(mut row) = session.row(select.arg(probe.id.as_str())).await? else { return Ok(false) };
+    // The document alone does not tell an end from its beginning, nor two that bring one id.
+    let record = &*probe.record;
+    let mut is_as_written = || {
+        Ok::<_, Unreadable>(
+            row.text(0)? == *probe.document
+                && row.int(1)? == record.created_at.as_micros()
+                && row.opt_int(2)? == record.finished_at.map(Timestamp::as_micros)
+                && row.text(3)? == record.caller.as_str(),
+        )
+    };
+    Ok(is_as_written().unwrap_or(false))
 }
 
 fn insert_mark(dialect: &'static Dialect, mark: &Mark) -> Statement {
@@ -348,20 +357,21 @@ async fn read_known<'a>(session: &mut dyn Session, batch: &[Entry]) -> Result<Ha
     let records: Vec<&Encoded> = batch.iter().flat_map(Entry::records).collect();
     let mut known = HashMap::with_capacity(records.len());
     for ids in records.chunks(MAX_ROWS) {
-        let select = dialect.sql("SELECT id, tenant, name, function_id, created_at, state");
+        let select = dialect.sql("SELECT id, tenant, name, function_id, created_at, state, caller");
         let select = select.sql(" FROM fg_invocations WHERE ");
         let select = select.any_of("id", ids.iter().map(|encoded| encoded.id.as_str())).sql(dialect.for_update);
         for mut row in session.rows(select).await? {
             let mut read = || {
                 let key = FunctionKey::new(row.parse(1)?, row.parse(2)?);
                 let state = row.text(5)?;
-                let known = Known {
-                    is_final: !OPEN.iter().any(|open| open.as_str() == state),
+                let begun = Begun {
                     key,
                     function: row.parse(3)?,
+                    caller: row.parse(6)?,
                     created_at: Timestamp::from_micros(row.int(4)?),
-                    place: Placed::Stored,
                 };
+                let is_final = !OPEN.iter().any(|open| open.as_str() == state);
+                let known = Known { is_final, begun, place: Placed::Stored };
                 Ok::<_, Unreadable>((row.parse(0)?, known))
             };
             match read() {
@@ -414,7 +424,8 @@ pub(super) fn pieces<'a, T>(mut items: &'a [T], size: impl Fn(&T) -> usize + 'a)
 async fn insert_all(session: &mut dyn Session, records: &[&Encoded], replace: Option<Expect>) -> Result<(), Fault> {
     let dialect = session.dialect();
     for piece in pieces(records, |record| record.bytes()) {
-        let insert = format!("INSERT INTO fg_invocations ({}) VALUES ", COLUMNS.join(", "));
+        let into = if replace.is_none() { dialect.insert_new } else { "INSERT INTO" };
+        let insert = format!("{into} fg_invocations ({}) VALUES ", COLUMNS.join(", "));
         let mut statement = dialect.sql(&insert);
         for (index, encoded) in piece.iter().enumerate() {
             let record = &*encoded.record;

@@ -124,6 +124,8 @@ pub(super) struct Dialect {
     pub(super) skip_locked: &'static str,
     /// A query, but for its last argument and a bracket, that tells other processes something once it is committed.
     pub(super) notify: Option<&'static str>,
+    /// How an insertion begins that undoes the transaction where a key is not new.
+    pub(super) insert_new: &'static str,
     /// How an insertion replaces the row that has its key.
     pub(super) upsert: Upsert,
 }
@@ -267,12 +269,6 @@ impl From<&str> for Value {
 impl From<String> for Value {
     fn from(value: String) -> Self {
         Self::Text(Some(value))
-    }
-}
-
-impl From<Arc<str>> for Value {
-    fn from(value: Arc<str>) -> Self {
-        Self::Shared(value)
     }
 }
 
@@ -540,6 +536,7 @@ mod tests {
         for_update: "",
         skip_locked: "",
         notify: None,
+        insert_new: "INSERT INTO",
         #[cfg(any(feature = "sqlite", feature = "postgres"))]
         upsert: Upsert::OnConflict,
         #[cfg(not(any(feature = "sqlite", feature = "postgres")))]

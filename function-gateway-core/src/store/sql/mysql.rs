@@ -31,6 +31,7 @@ static DIALECT: Dialect = Dialect {
     for_update: " FOR UPDATE",
     skip_locked: " FOR UPDATE SKIP LOCKED",
     notify: None,
+    insert_new: "INSERT INTO",
     upsert: Upsert::OnDuplicateKey,
 };
 

@@ -27,6 +27,7 @@ static DIALECT: Dialect = Dialect {
     for_update: " FOR UPDATE",
     skip_locked: " FOR UPDATE SKIP LOCKED",
     notify: Some("SELECT pg_notify('fg_queue', "),
+    insert_new: "INSERT INTO",
     upsert: Upsert::OnConflict,
 };
 

@@ -140,8 +140,8 @@ pub(super) fn document(record: &InvocationRecord) -> Result<String, Fault> {
 /// Reads [`COLUMNS`].
 pub(super) fn decode(row: &mut Row) -> Result<Arc<InvocationRecord>, Unreadable> {
     let (mut record, kept) = match row.check_format(2, FORMAT)? {
-        1 => read_whole(row)?,
-        _ => read(row)?,
+        FORMAT => read(row)?,
+        _ => read_whole(row)?,
     };
     read_kept(row, &mut record, kept)?;
     Ok(Arc::new(record))
@@ -255,6 +255,9 @@ mod tests {
         let mut payload = KeptBytes::cut("hello".into(), 4);
         payload.content_type = Some("text/plain".to_owned());
         (record.payload, record.logs) = (Some(payload), Some(KeptBytes::cut("".into(), 10)));
+        record.result = Some(KeptBytes::cut(vec![0xff, 0].into(), 10));
+        record.failure.as_mut().unwrap().violations.push(crate::Violation::new("/name", "is missing"));
+        record.lineage = Some(Box::default());
         record
     }
 
@@ -262,10 +265,23 @@ mod tests {
     fn a_record_is_read_as_it_was_written() {
         let mut own = record();
         own.caller = own.owner.clone();
-        for record in [record(), full(), own] {
+        let mut early = record();
+        early.started_at = Some(early.created_at.minus(Duration::from_secs(1)));
+        for record in [record(), full(), own, early] {
             let document = document(&record).unwrap();
             assert_eq!(*decode(&mut row(&record, FORMAT, &document)).unwrap(), record, "{document}");
         }
+    }
+
+    #[test]
+    fn a_row_of_form_1_has_the_whole_record_in_its_document() {
+        let mut full = full();
+        let payload = full.payload.take();
+        (full.result, full.logs) = (None, None);
+        let about = r#"{"content_type":"text/plain","len":5,"truncated":true}"#;
+        let document = format!(r#"{{"record":{},"payload":{about}}}"#, serde_json::to_string(&full).unwrap());
+        full.payload = payload;
+        assert_eq!(*decode(&mut row(&full, 1, &document)).unwrap(), full);
     }
 
     #[test]

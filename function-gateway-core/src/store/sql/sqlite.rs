@@ -30,6 +30,8 @@ static DIALECT: Dialect = Dialect {
     for_update: "",
     skip_locked: "",
     notify: None,
+    // Otherwise it keeps what it would have to undo of the statement alone, which for many rows is a new temporary file each time.
+    insert_new: "INSERT OR ROLLBACK INTO",
     upsert: Upsert::OnConflict,
 };
 
@@ -85,8 +87,6 @@ pub(super) async fn connect(location: &str, options: &SqlStoreOptions, runtime: 
         }
     };
     let writing = file.clone().pragma("cache_size", WRITER_CACHE).pragma("wal_autocheckpoint", CHECKPOINT);
-    // What a statement of many rows would have to undo soon is too much for SQLite to hold, and goes to a new file each time.
-    let writing = writing.pragma("temp_store", "MEMORY");
     let writer = pool(1).connect_with(writing).await.map_err(fault)?;
     let readers = match in_memory {
         true => writer.clone(),

@@ -234,6 +234,19 @@ async fn a_commit_whose_answer_is_lost_counts_once() {
     }
 }
 
+#[tokio::test]
+async fn an_end_that_was_not_committed_is_not_taken_for_its_beginning() {
+    let (store, commits) = told().await;
+    let record = ended();
+    let mut begun = InvocationRecord::clone(&record);
+    (begun.state, begun.finished_at) = (InvocationState::Running, None);
+    store.begin(Arc::new(begun)).await.unwrap();
+    commits.lock().unwrap().push_back(Commit::Undone);
+    store.finish(Arc::clone(&record), Durability::Durable).await.unwrap();
+    let kept = InvocationStore::get(&store, &record.key.tenant, record.id).await.unwrap();
+    assert_eq!(kept, Some(record));
+}
+
 const LEASE: Duration = Duration::from_secs(600);
 
 fn acceptance(revision: &Revision) -> Acceptance {
