@@ -83,7 +83,7 @@ fn percent_decoded(text: &str) -> Vec<u8> {
 }
 
 /// The headers that are sent on: the caller's without what concerns its own connection and its own form of the payload, and those
-/// of [`set_call_headers`].
+/// of [`set_call_headers`](crate::set_call_headers).
 #[must_use]
 pub fn wire_headers(cx: &CallContext, mut headers: HeaderMap) -> HeaderMap {
     for_one_hop_without(&mut headers, |name| matches!(name, "content-length" | "expect" | "host") || is_told(name));
