@@ -183,6 +183,15 @@ fn wait_for(pidfd: &OwnedFd) -> bool {
     poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)).unwrap() == 1
 }
 
+/// Waits until the system knows a process no more: it has ended and was reaped.
+pub fn forgotten(pid: i32) {
+    let start = std::time::Instant::now();
+    while is_known(pid) {
+        assert!(start.elapsed() < PATIENCE, "process {pid} is still there");
+        std::thread::yield_now();
+    }
+}
+
 /// Whether the system still knows a process, be it as a zombie.
 pub fn is_known(pid: i32) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()
