@@ -117,7 +117,7 @@ const COLUMNS: [&str; 14] = [
 struct Raw([Option<String>; 7], [Option<i64>; 3], String);
 
 /// What the store sets of SQLite for the connection that writes.
-const AS_THE_STORE: &str = "PRAGMA synchronous = FULL; PRAGMA cache_size = -16384; PRAGMA wal_autocheckpoint = 8192;";
+const AS_THE_STORE: &str = "PRAGMA synchronous = FULL; PRAGMA cache_size = -16384; PRAGMA wal_autocheckpoint = 8192";
 /// How many rows a statement inserts, as the store's do.
 const STATEMENT: usize = 256;
 

@@ -12,6 +12,7 @@ use futures_core::Stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::{Deserialize, Serialize};
 
+use crate::headers::names;
 use crate::{
     Body, CallContext, DriverCapabilities, Error, ErrorKind, FunctionId, FunctionSpec, GatewayId, Generation,
     InvokeResponse, LogSink, Protocol, Result, Revision, SecretVariable, Timestamp, TraceParent, Violation,
@@ -334,8 +335,7 @@ pub(crate) fn is_told(name: &str) -> bool {
 /// Sets the headers of [`call_headers`], in place of any that the caller sent under the same names: those that this call
 /// has no value for are taken out, so that no caller speaks in the gateway's name.
 pub fn set_call_headers(cx: &CallContext, headers: &mut HeaderMap) {
-    let told: Vec<HeaderName> = headers.keys().filter(|name| is_told(name.as_str())).cloned().collect();
-    for name in told {
+    for name in names(headers, is_told) {
         headers.remove(name);
     }
     tell_call(cx, headers);

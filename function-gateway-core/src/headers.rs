@@ -25,9 +25,7 @@ pub fn for_one_hop(headers: &mut HeaderMap) {
 
 /// As [`for_one_hop`], and takes out the headers whose names, in small letters, are unwanted.
 pub fn for_one_hop_without(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
-    // One pass over the few that are there: to look for each that may be there would take several times as long.
-    let names = headers.keys().filter(|name| is_of_connection(name.as_str()) || unwanted(name.as_str()));
-    let mut gone: Vec<HeaderName> = names.cloned().collect();
+    let mut gone = names(headers, |name| is_of_connection(name) || unwanted(name));
     if gone.contains(&header::CONNECTION) {
         let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
         let named = values.flat_map(|list| list.split(','));
@@ -36,6 +34,12 @@ pub fn for_one_hop_without(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> b
     for name in gone {
         headers.remove(name);
     }
+}
+
+/// The names that are there of some. One pass over the few that are there: to look for each that may be there would take several
+/// times as long.
+pub(crate) fn names(headers: &HeaderMap, wanted: impl Fn(&str) -> bool) -> Vec<HeaderName> {
+    headers.keys().filter(|name| wanted(name.as_str())).cloned().collect()
 }
 
 #[cfg(test)]
