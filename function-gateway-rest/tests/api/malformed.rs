@@ -11,7 +11,9 @@ use crate::common::{LONG, Server, Setup, THREADS};
 
 async fn server() -> Server {
     let serve = ServeOptions::default().with_header_timeout(Duration::from_millis(200)).with_runtimes(THREADS.clone());
-    let server = Server::with(Setup { serve, ..Setup::default() }).await;
+    let mut server = Server::with(Setup { serve, ..Setup::default() }).await;
+    // A connection that it kept would be closed just when the next request is sent on it.
+    server.client = reqwest::Client::builder().timeout(LONG).pool_max_idle_per_host(0).build().unwrap();
     server.create("echo").await;
     server
 }
