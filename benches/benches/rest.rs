@@ -8,7 +8,6 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -35,13 +34,12 @@ use hyper::client::conn::http1;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use load::Load;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
+
+#[path = "rest/load.rs"]
+mod load;
 
 /// That of `local-gateway`, for both servers.
 #[global_allocator]
@@ -61,10 +59,10 @@ fn main() {
     // One thread, so that the load takes as little as it can from what is measured.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     if args.is_empty() || wants("requests") {
-        runtime.block_on(requests(&worker, "/v1/functions/worker/invocations"));
+        requests(&worker, "/v1/functions/worker/invocations");
     }
     if wants("unrecorded") {
-        runtime.block_on(requests(&worker, "/v1/functions/unrecorded/invocations"));
+        requests(&worker, "/v1/functions/unrecorded/invocations");
     }
     if wants("overload") {
         runtime.block_on(overload(&worker));
@@ -240,6 +238,16 @@ impl Server {
         sender
     }
 
+    /// Connections that send what [`request`](Self::request) is.
+    fn load(&self, connections: usize) -> Load {
+        let Self { path, key, .. } = self;
+        let (key, length) = (key.to_str().unwrap(), PAYLOAD.len());
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: {key}\r\ncontent-length: {length}\r\n\r\n"
+        );
+        Load::new(self.address, connections, [head.as_bytes(), PAYLOAD].concat())
+    }
+
     fn request(&self) -> http::Request<Full<Bytes>> {
         http::Request::post(self.path)
             .header(header::HOST, "localhost")
@@ -267,8 +275,8 @@ async fn call(sender: &mut http1::SendRequest<Full<Bytes>>, request: http::Reque
 
 // Requests per second, processor time, and time at half of the load
 
-async fn requests(worker: &Path, path: &'static str) {
-    let servers = [Arc::new(Server::start("forwarder", worker, "/")), Arc::new(Server::start("gateway", worker, path))];
+fn requests(worker: &Path, path: &'static str) {
+    let servers = [Server::start("forwarder", worker, "/"), Server::start("gateway", worker, path)];
     println!("medians of {ROUNDS} rounds in turns of {ROUND:?}, 100 bytes there and back\n");
     println!("at a time   forwarder     gateway   ratio    processor time per 10,000 requests   ratio");
     let mut loads = Vec::new();
@@ -277,7 +285,7 @@ async fn requests(worker: &Path, path: &'static str) {
         let mut costs: [Vec<f64>; 2] = Default::default();
         for round in 0..=ROUNDS {
             for (side, server) in servers.iter().enumerate() {
-                let (rate, cost) = closed_loop(server, at_a_time).await;
+                let (rate, cost) = closed_loop(server, at_a_time);
                 // The first round warms up.
                 if round > 0 {
                     rates[side].push(rate);
@@ -295,19 +303,20 @@ async fn requests(worker: &Path, path: &'static str) {
         loads.push((at_a_time, gateway / 2.0));
     }
     for (connections, load) in loads {
-        open(&servers, load, connections).await;
+        open(&servers, load, connections);
     }
 }
 
 /// The time of a request at a steady load, and the processor time there.
-async fn open(servers: &[Arc<Server>; 2], load: f64, connections: u32) {
+fn open(servers: &[Server; 2], rate: f64, connections: usize) {
     let mut middles: [Vec<f64>; 2] = Default::default();
     let mut slowest: [Vec<f64>; 2] = Default::default();
     let mut costs: [Vec<f64>; 2] = Default::default();
     for round in 0..=ROUNDS {
         for (side, server) in servers.iter().enumerate() {
+            let load = server.load(connections);
             let before = server.processor_time();
-            let mut times = open_loop(server, load, connections, ROUND * 2).await;
+            let mut times = load.steady(rate, ROUND * 2);
             let used = server.processor_time() - before;
             if round > 0 {
                 costs[side].push(used.as_secs_f64() / times.len() as f64 * 10_000.0);
@@ -321,7 +330,7 @@ async fn open(servers: &[Arc<Server>; 2], load: f64, connections: u32) {
     let tail = middle_of(ratios(&slowest[1], &slowest[0]));
     let [forwarder_p50, gateway_p50] = middles.map(|times| middle_of(times) * 1e6);
     let [forwarder_p99, gateway_p99] = slowest.map(|times| middle_of(times) * 1e6);
-    println!("\nat {load:.0} requests per second by {connections} connections:");
+    println!("\nat {rate:.0} requests per second by {connections} connections:");
     println!("p50   {forwarder_p50:>6.0} µs   {gateway_p50:>6.0} µs   {:>5.0} µs more", middle_of(added));
     println!("p99   {forwarder_p99:>6.0} µs   {gateway_p99:>6.0} µs   {tail:>5.2} times");
     let cost_ratio = middle_of(ratios(&costs[1], &costs[0]));
@@ -339,100 +348,12 @@ fn middle_of(mut figures: Vec<f64>) -> f64 {
 }
 
 /// Requests per second of connections that each send one after the other, and processor seconds per 10,000 of them.
-async fn closed_loop(server: &Arc<Server>, at_a_time: u32) -> (f64, f64) {
-    let mut senders = Vec::new();
-    for _ in 0..at_a_time {
-        senders.push(server.connect().await);
-    }
+fn closed_loop(server: &Server, at_a_time: usize) -> (f64, f64) {
+    let load = server.load(at_a_time);
     let (start, before) = (Instant::now(), server.processor_time());
-    let callers: Vec<_> = senders
-        .into_iter()
-        .map(|mut sender| {
-            let server = Arc::clone(server);
-            tokio::spawn(async move {
-                let mut calls = 0;
-                while start.elapsed() < ROUND {
-                    assert_eq!(call(&mut sender, server.request()).await, 200);
-                    calls += 1;
-                }
-                calls
-            })
-        })
-        .collect();
-    let mut calls = 0;
-    for caller in callers {
-        calls += caller.await.unwrap();
-    }
-    let calls = f64::from(calls);
+    let calls = f64::from(load.saturate(ROUND));
     let used = server.processor_time() - before;
     (calls / start.elapsed().as_secs_f64(), used.as_secs_f64() / calls * 10_000.0)
-}
-
-/// A timer of the kernel. Those of the runtime have a grain of 1 ms: at a steady rate all that is due in it would come at once.
-struct Alarm(AsyncFd<OwnedFd>);
-
-impl Alarm {
-    fn new() -> Self {
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC).unwrap();
-        #[expect(deprecated, reason = "its replacement is unsafe for the sake of types that may lose their descriptor")]
-        let timer = AsyncFd::with_interest(timer, Interest::READABLE).unwrap();
-        Self(timer)
-    }
-
-    async fn at(&self, due: Instant) {
-        let left = due.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return;
-        }
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let once = Itimerspec { it_interval: zero, it_value: Timespec::try_from(left).unwrap() };
-        timerfd_settime(self.0.get_ref(), TimerfdTimerFlags::empty(), &once).unwrap();
-        loop {
-            let mut ready = self.0.readable().await.unwrap();
-            match rustix::io::read(self.0.get_ref(), &mut [0; 8]) {
-                Ok(_) => return,
-                Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
-                Err(errno) => panic!("the timer: {errno}"),
-            }
-        }
-    }
-}
-
-/// The times of requests that are due at a steady rate, each from when it was due: one that waits for its connection counts too.
-async fn open_loop(server: &Arc<Server>, rate: f64, connections: u32, how_long: Duration) -> Vec<Duration> {
-    let mut senders = Vec::new();
-    for _ in 0..connections {
-        senders.push(server.connect().await);
-    }
-    let start = Instant::now();
-    let apart = Duration::from_secs_f64(1.0 / rate);
-    let callers: Vec<_> = senders
-        .into_iter()
-        .zip(0..connections)
-        .map(|(mut sender, first)| {
-            let server = Arc::clone(server);
-            tokio::spawn(async move {
-                let alarm = Alarm::new();
-                let mut times = Vec::new();
-                let mut number = first;
-                loop {
-                    let due = start + apart * number;
-                    if due - start > how_long {
-                        return times;
-                    }
-                    alarm.at(due).await;
-                    assert_eq!(call(&mut sender, server.request()).await, 200);
-                    times.push(due.elapsed());
-                    number += connections;
-                }
-            })
-        })
-        .collect();
-    let mut times = Vec::new();
-    for caller in callers {
-        times.extend(caller.await.unwrap());
-    }
-    times
 }
 
 // Overload
