@@ -117,6 +117,7 @@ macro_rules! invocation_store_conformance {
             a_record_of_another_function_is_not_overwritten
             states_are_checked
             tenants_do_not_see_each_others_records
+            records_that_come_together_are_kept_as_they_are
             records_are_listed_newest_first
             a_list_of_records_stays_whole_while_more_come_in
             every_record_filter_holds

@@ -148,6 +148,42 @@ pub async fn an_execution_can_finish_without_having_begun(store: Store) {
     assert_eq!(ids(&store, &record.key.tenant, &RecordFilter::default(), 10).await, [record.id]);
 }
 
+/// Many that come together are kept as they are, however much or little they have in common.
+pub async fn records_that_come_together_are_kept_as_they_are(store: Store) {
+    const ALIKE: i64 = 17;
+    let (one, two) = (tenant(), tenant());
+    let mut records = Vec::new();
+    for function in [Executed::new(&one, "a"), Executed::new(&one, "b"), Executed::new(&two, "a")] {
+        for number in 0..ALIKE {
+            let [ended, mut other_caller, mut kept, mut labelled] = [(); 4].map(|()| function.ended(time(number)));
+            let [failed, late] = [InvocationState::Failed, InvocationState::TimedOut]
+                .map(|state| end(function.running(time(number)), state));
+            other_caller.caller = principal("other");
+            records.extend([ended, other_caller, failed]);
+            if number < 4 {
+                kept.payload = Some(KeptBytes::cut(number.to_string().into(), 10));
+                kept.logs = Some(KeptBytes::cut("".into(), 10));
+                labelled.labels.insert("number".to_owned(), number.to_string());
+                records.extend([kept, labelled, late]);
+            }
+        }
+    }
+    finish_all(&store, &records).await;
+    for record in &records {
+        assert_eq!(get(&store, record).await.as_deref(), Some(record));
+    }
+    for tenant in [&one, &two] {
+        let own = || records.iter().filter(|record| record.key.tenant == *tenant);
+        let mut listed = ids(&store, tenant, &RecordFilter::default(), 100).await;
+        let mut expected: Vec<_> = own().map(|record| record.id).collect();
+        listed.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(listed, expected);
+        let counted = statistics(&store, tenant, time(0), time(ALIKE + 60)).await;
+        assert_eq!(counted.count, own().count() as u64);
+    }
+}
+
 /// An id begins once: not again in any tenant, whether its execution runs or has ended.
 pub async fn an_id_begins_once_in_all_tenants(store: Store) {
     let record = Executed::new(&tenant(), "a").running(time(0));

@@ -92,6 +92,23 @@ impl Encoded {
     fn bytes(&self) -> usize {
         self.document.len() + kept_bytes(&self.record)
     }
+
+    fn class(&self) -> Option<&'static str> {
+        self.record.failure.as_ref().map(|failure| failure.class.as_str())
+    }
+
+    /// Whether it differs from another one in its id, its times and its document alone.
+    fn is_like(&self, other: &Self) -> bool {
+        let common = |encoded: &Self| (encoded.record.function, encoded.record.state, encoded.class());
+        let (one, two) = (&*self.record, &*other.record);
+        let is_bare = |record: &InvocationRecord| {
+            [&record.payload, &record.result, &record.logs].iter().all(|kept| kept.is_none())
+        };
+        common(self) == common(other)
+            && (&one.key, &one.caller) == (&two.key, &two.caller)
+            && is_bare(one)
+            && is_bare(two)
+    }
 }
 
 /// What a batch did.
@@ -245,7 +262,10 @@ impl<'a> Records<'a> {
         // Along the index, which is faster, and the same for every process, so that two don't wait for each other.
         new.sort_unstable_by(|a: &&Encoded, b| a.id.cmp(&b.id));
         replaced.sort_unstable_by(|a: &&Encoded, b| a.id.cmp(&b.id));
-        insert_all(session, &new, None).await?;
+        match session.dialect().writes_alone {
+            true => insert_alike(session, &new).await?,
+            false => insert_all(session, &new, None).await?,
+        }
         insert_all(session, &replaced, Some(expect)).await?;
         delete_labels(session, replaced.iter().copied().filter(|record| !record.record.labels.is_empty())).await?;
         insert_labels(session, new.iter().chain(&replaced).copied()).await?;
@@ -429,7 +449,6 @@ async fn insert_all(session: &mut dyn Session, records: &[&Encoded], replace: Op
         let mut statement = dialect.sql(&insert);
         for (index, encoded) in piece.iter().enumerate() {
             let record = &*encoded.record;
-            let class = record.failure.as_ref().map(|failure| failure.class.as_str());
             let kept = |kept: &Option<KeptBytes>| Value::from(kept.as_ref().map(|kept| &*kept.bytes));
             let values = [
                 encoded.id.as_str().into(),
@@ -437,7 +456,7 @@ async fn insert_all(session: &mut dyn Session, records: &[&Encoded], replace: Op
                 Value::Shared(record.key.name.clone().into()),
                 record.function.to_string().into(),
                 record.state.as_str().into(),
-                class.into(),
+                encoded.class().into(),
                 Value::Shared(record.caller.clone().into()),
                 record.created_at.as_micros().into(),
                 record.finished_at.map(Timestamp::as_micros).into(),
@@ -460,6 +479,58 @@ async fn insert_all(session: &mut dyn Session, records: &[&Encoded], replace: Op
             return Err(Fault::Unexpected);
         }
     }
+    Ok(())
+}
+
+/// Inserts what is new, in any order. Many that are alike are a query over values, in which what they have in common is an argument
+/// once, not one in each row.
+async fn insert_alike(session: &mut dyn Session, records: &[&Encoded]) -> Result<(), Fault> {
+    let mut groups: Vec<Vec<&Encoded>> = Vec::new();
+    for &encoded in records {
+        // Most are like the one before.
+        let group = groups.iter_mut().rev().find(|group| group.first().is_some_and(|first| first.is_like(encoded)));
+        match group {
+            Some(group) => group.push(encoded),
+            None => groups.push(vec![encoded]),
+        }
+    }
+    let mut others = Vec::new();
+    for group in groups {
+        let (many, few) = group.split_at_checked(group.len() - group.len() % STEP).unwrap_or((&[], &group));
+        others.extend_from_slice(few);
+        for piece in pieces(many, |record| record.bytes()) {
+            insert_piece_alike(session, piece).await?;
+        }
+    }
+    insert_all(session, &others, None).await
+}
+
+async fn insert_piece_alike(session: &mut dyn Session, piece: &[&Encoded]) -> Result<(), Fault> {
+    let Some(first) = piece.first() else { return Ok(()) };
+    let dialect = session.dialect();
+    let record = &*first.record;
+    let common = [
+        Value::Shared(record.key.tenant.clone().into()),
+        Value::Shared(record.key.name.clone().into()),
+        record.function.to_string().into(),
+        record.state.as_str().into(),
+        first.class().into(),
+        Value::Shared(record.caller.clone().into()),
+        record_row::FORMAT.into(),
+    ];
+    let columns = "id, created_at, finished_at, document, tenant, name, function_id, state, class, caller, format";
+    let insert = format!("{} fg_invocations ({columns}) SELECT v.*, ", dialect.insert_new);
+    let mut statement = dialect.sql(&insert).list(common).sql(" FROM (VALUES ");
+    for (index, encoded) in piece.iter().enumerate() {
+        let values = [
+            encoded.id.as_str().into(),
+            encoded.record.created_at.as_micros().into(),
+            encoded.record.finished_at.map(Timestamp::as_micros).into(),
+            Value::Shared(Arc::clone(&encoded.document)),
+        ];
+        statement = statement.sql(if index > 0 { ", (" } else { "(" }).list(values).sql(")");
+    }
+    session.execute(statement.sql(") v")).await?;
     Ok(())
 }
 

@@ -126,6 +126,8 @@ pub(super) struct Dialect {
     pub(super) notify: Option<&'static str>,
     /// How an insertion begins that undoes the transaction where a key is not new.
     pub(super) insert_new: &'static str,
+    /// Whether a writer is alone with the database, so that the order of its rows is of no matter to others.
+    pub(super) writes_alone: bool,
     /// How an insertion replaces the row that has its key.
     pub(super) upsert: Upsert,
 }
@@ -537,6 +539,7 @@ mod tests {
         skip_locked: "",
         notify: None,
         insert_new: "INSERT INTO",
+        writes_alone: false,
         #[cfg(any(feature = "sqlite", feature = "postgres"))]
         upsert: Upsert::OnConflict,
         #[cfg(not(any(feature = "sqlite", feature = "postgres")))]
