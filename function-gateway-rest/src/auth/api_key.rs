@@ -1,8 +1,9 @@
 //! API keys: random, of 256 bits, of which only a hash is stored.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use base64::Engine as _;
@@ -12,7 +13,7 @@ use function_gateway_core::{
 };
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
-use moka::future::Cache;
+use quick_cache::sync::Cache;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -80,13 +81,21 @@ fn parse(text: &str) -> Option<(ApiKeyId, [u8; SECRET_LEN])> {
 /// [`ScopeAuthorizer`](function_gateway_core::ScopeAuthorizer): without one, every key may do everything in its tenant.
 pub struct ApiKeyAuthenticator {
     gateway: Gateway,
-    known: Cache<ApiKeyId, Arc<(ApiKey, Arc<Principal>)>>,
+    ttl: Duration,
+    known: Cache<ApiKeyId, Result<Arc<Known>>>,
+}
+
+/// A key as it was when it was looked up.
+struct Known {
+    read_at: Instant,
+    key: Arc<ApiKey>,
+    principal: Arc<Principal>,
 }
 
 impl ApiKeyAuthenticator {
     /// How long a key is remembered, and so how long one may be used on that another process has revoked.
     pub const DEFAULT_TTL: Duration = Duration::from_secs(1);
-    const CAPACITY: u64 = 10_000;
+    const CAPACITY: usize = 10_000;
 
     /// Knows the keys of a gateway, and remembers one for [`DEFAULT_TTL`](Self::DEFAULT_TTL).
     #[must_use]
@@ -97,19 +106,35 @@ impl ApiKeyAuthenticator {
     /// Sets how long a key is remembered once it was looked up. Zero: it is looked up for each request.
     #[must_use]
     pub fn with_ttl(gateway: Gateway, ttl: Duration) -> Self {
-        let known = Cache::builder().max_capacity(Self::CAPACITY).time_to_live(ttl).build();
-        Self { gateway, known }
+        Self { gateway, ttl, known: Cache::new(Self::CAPACITY) }
     }
 
-    async fn find(&self, id: ApiKeyId) -> Result<Arc<(ApiKey, Arc<Principal>)>> {
-        let look_up = async {
+    async fn find(&self, id: ApiKeyId) -> Result<Arc<Known>> {
+        if let Some(Ok(known)) = self.known.get(&id) {
+            if known.read_at.elapsed() < self.ttl {
+                return Ok(known);
+            }
+            self.known.remove_if(&id, |kept| kept.as_ref().is_ok_and(|kept| Arc::ptr_eq(kept, &known)));
+        }
+        Box::pin(self.look_up(id)).await
+    }
+
+    /// One look-up for all who ask at once.
+    async fn look_up(&self, id: ApiKeyId) -> Result<Arc<Known>> {
+        let read = async {
+            // Taken before the read: what is older than this may have changed.
+            let read_at = Instant::now();
             let key = self.gateway.find_api_key(id).await?.ok_or_else(not_valid)?;
             let mut principal = Principal::new(key.tenant.clone(), key.principal.clone());
             principal.scopes = key.scopes.clone();
-            Ok(Arc::new((ApiKey::clone(&key), Arc::new(principal))))
+            Ok(Arc::new(Known { read_at, key, principal: Arc::new(principal) }))
         };
-        // One look-up for all who ask at once; an error is not remembered, so unknown ids take up no room.
-        self.known.try_get_with(id, look_up).await.map_err(|error: Arc<Error>| Error::clone(&error))
+        let Ok(found) = self.known.get_or_insert_async(&id, async { Ok::<_, Infallible>(read.await) }).await;
+        if found.is_err() {
+            // It is for those who have asked meanwhile. Not remembered, unknown ids take up no room.
+            self.known.remove_if(&id, Result::is_err);
+        }
+        found
     }
 }
 
@@ -125,13 +150,12 @@ impl Authenticator for ApiKeyAuthenticator {
             },
         };
         let (id, secret) = parse(text).ok_or_else(not_valid)?;
-        let found = self.find(id).await?;
-        let (key, principal) = &*found;
-        let is_right: bool = Sha256::digest(secret).ct_eq(&key.hash).into();
-        if !is_right || key.state(self.gateway.now()) != ApiKeyState::Active {
+        let known = self.find(id).await?;
+        let is_right: bool = Sha256::digest(secret).ct_eq(&known.key.hash).into();
+        if !is_right || known.key.state(self.gateway.now()) != ApiKeyState::Active {
             return Err(not_valid());
         }
-        Ok(Some(Authenticated::new(Arc::clone(principal)).by_header(header)))
+        Ok(Some(Authenticated::new(Arc::clone(&known.principal)).by_header(header)))
     }
 
     fn challenge(&self) -> Option<HeaderValue> {
@@ -141,7 +165,7 @@ impl Authenticator for ApiKeyAuthenticator {
 
 impl fmt::Debug for ApiKeyAuthenticator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiKeyAuthenticator").field("known", &self.known.entry_count()).finish_non_exhaustive()
+        f.debug_struct("ApiKeyAuthenticator").field("known", &self.known.len()).finish_non_exhaustive()
     }
 }
 
