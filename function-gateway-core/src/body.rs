@@ -434,9 +434,13 @@ pub(crate) fn timeout(which: &'static str, delivery: Delivery) -> Error {
 }
 
 /// Bounds what happens before a call is sent by the caller's own deadline.
-pub(crate) async fn by_deadline<T>(deadline: Option<Deadline>, work: impl Future<Output = Result<T>>) -> Result<T> {
+pub(crate) async fn by_deadline<T, W>(deadline: Option<Deadline>, work: Pin<&mut W>) -> Result<T>
+where
+    W: Future<Output = Result<T>> + ?Sized,
+{
     match deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline.instant().into(), work)
+        // Boxed, so that a call without a deadline has no room for its timer.
+        Some(deadline) => Box::pin(tokio::time::timeout_at(deadline.instant().into(), work))
             .await
             .unwrap_or_else(|_| Err(timeout("total", Delivery::NotSent))),
         None => work.await,

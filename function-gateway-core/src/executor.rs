@@ -1,5 +1,6 @@
 //! The execution of functions: through middleware, to the driver, with a record.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -249,7 +250,8 @@ impl FunctionExecutor for Gateway {
         }
         // Taken before it is asked whether the gateway is open, so that a shutdown waits for whatever is let in.
         let in_flight = host.lifetime.tasks.token();
-        let result = match by_deadline(cx.deadline(), host.admit(cx, function, &request)).await {
+        let admitted = by_deadline(cx.deadline(), pin!(host.admit(cx, function, &request))).await;
+        let result = match admitted {
             Ok((key, serving)) => {
                 let mut call = host.call(cx, id, &serving, request);
                 call.id_is_callers = cx.invocation_id().is_some();
@@ -370,7 +372,7 @@ impl Host {
             Ok(route) => route,
             Err(error) => {
                 // Whoever may not call does not learn whether there is one.
-                self.authorize(cx, Action::Invoke, Some((&key.name, None))).await?;
+                Box::pin(self.authorize(cx, Action::Invoke, Some((&key.name, None)))).await?;
                 return Err(error);
             }
         };
@@ -378,7 +380,7 @@ impl Host {
             Ok(serving) => Ok((key, serving)),
             Err(error) => {
                 // Whoever may not call does not learn how the function is.
-                self.authorize(cx, Action::Invoke, Some((&key.name, Some(&route.function.owner)))).await?;
+                Box::pin(self.authorize(cx, Action::Invoke, Some((&key.name, Some(&route.function.owner))))).await?;
                 Err(error)
             }
         }
@@ -475,7 +477,7 @@ impl Host {
             self.authorize(cx, Action::Invoke, Some(resource)).await?;
             Ok(serving)
         };
-        let serving = by_deadline(cx.deadline(), admit).await?;
+        let serving = by_deadline(cx.deadline(), pin!(admit)).await?;
         let spec = &serving.revision.spec;
         let id = cx.invocation_id().unwrap_or_else(InvocationId::generate);
         let mut call = self.call(cx, id, &serving, request);
@@ -505,7 +507,8 @@ impl Host {
             }
             Ok((call.request, found))
         };
-        let (request, found) = by_deadline(deadline, check).await.map_err(|error| state.redactor().error(error))?;
+        let (request, found) =
+            by_deadline(deadline, pin!(check)).await.map_err(|error| state.redactor().error(error))?;
         Ok((serving, request, found))
     }
 
@@ -654,22 +657,28 @@ impl Endpoint for Dispatch<'_> {
 
         match execute(self.host, self.serving, call).await {
             Err(error) if error.kind() == ErrorKind::NotDeployed && error.delivery() == Delivery::NotSent => {
-                let Some(mut call) = again.restore() else { return Err(error) };
-                let (key, qualifier) = (&self.wanted.0, self.wanted.1);
-                let recovered = self.host.recover((key, qualifier), self.serving, &call.cx).await;
-                let serving = recovered.map_err(|error| error.with_delivery(Delivery::NotSent))?;
-                if call.queued.is_some() && serving.revision.generation != self.serving.revision.generation {
-                    // What was committed of this attempt is about another revision: the queue makes a new one.
-                    let message = "another revision serves by now";
-                    return Err(Error::new(ErrorKind::NotDeployed, message));
-                }
-                call.state().set_served_by(Arc::clone(&serving.revision));
-                call = call.with_revision(Arc::clone(&serving.revision));
-                self.host.take_payload(&mut call, &serving).await?;
-                execute(self.host, &serving, Box::new(call)).await
+                let Some(call) = again.restore() else { return Err(error) };
+                Box::pin(self.recovered(call)).await
             }
             result => result,
         }
+    }
+}
+
+impl Dispatch<'_> {
+    /// Executes a call by what serves once the missing deployment was seen to.
+    async fn recovered(&self, mut call: Invocation) -> Result<Box<InvokeResponse>> {
+        let (key, qualifier) = (&self.wanted.0, self.wanted.1);
+        let recovered = self.host.recover((key, qualifier), self.serving, &call.cx).await;
+        let serving = recovered.map_err(|error| error.with_delivery(Delivery::NotSent))?;
+        if call.queued.is_some() && serving.revision.generation != self.serving.revision.generation {
+            // What was committed of this attempt is about another revision: the queue makes a new one.
+            return Err(Error::new(ErrorKind::NotDeployed, "another revision serves by now"));
+        }
+        call.state().set_served_by(Arc::clone(&serving.revision));
+        call = call.with_revision(Arc::clone(&serving.revision));
+        self.host.take_payload(&mut call, &serving).await?;
+        execute(self.host, &serving, Box::new(call)).await
     }
 }
 

@@ -89,7 +89,8 @@ impl Lifetime {
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
-        if self.closing.is_cancelled() {
+        // Its tasks are closed with it, which can be seen without a lock.
+        if self.tasks.is_closed() {
             return Err(Error::new(ErrorKind::ShuttingDown, "the gateway is shutting down"));
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! The lifecycle of functions: create, read, update, delete, list, revisions.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -515,7 +516,7 @@ impl FunctionManager for Gateway {
         let serving = self.host.serving(&function, &Qualifier::Serving).await?;
         if serving.capabilities.logs && serving.capabilities.scope == Scope::PerProcess {
             // As a call would have it: after a restart it is not deployed here yet.
-            by_deadline(cx.deadline(), self.host.ensure_deployed(cx, &serving)).await?;
+            by_deadline(cx.deadline(), pin!(self.host.ensure_deployed(cx, &serving))).await?;
         }
         let secrets = self.host.deployed_secrets(cx, &serving.revision, &serving.capabilities).await?;
         // The driver's stream borrows from the driver, so a task owns both and hands the lines on.

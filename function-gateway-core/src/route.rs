@@ -65,7 +65,8 @@ impl Routes {
             let function = store.get(key).await?.ok_or_else(|| not_found(key))?;
             Ok(Arc::new(Route { function, read_at, serving: OnceLock::new() }))
         };
-        self.routes.get_or_insert_async(key, read).await
+        // Seldom, and so apart from what each call holds.
+        Box::pin(self.routes.get_or_insert_async(key, read)).await
     }
 
     /// Forgets a function's route, so that the next call reads it.
@@ -105,12 +106,12 @@ impl Host {
     /// The revision that a reference means on a route, ready to be called.
     pub(crate) async fn serving_on(&self, route: &Route, qualifier: &Qualifier) -> Result<Arc<Serving>> {
         if *qualifier != Qualifier::Serving {
-            return self.serving(&route.function, qualifier).await;
+            return Box::pin(self.serving(&route.function, qualifier)).await;
         }
         if let Some(serving) = route.serving.get() {
             return Ok(Arc::clone(serving));
         }
-        let serving = self.serving(&route.function, qualifier).await?;
+        let serving = Box::pin(self.serving(&route.function, qualifier)).await?;
         Ok(Arc::clone(route.serving.get_or_init(|| serving)))
     }
 
@@ -162,7 +163,8 @@ impl Host {
             }
             Ok(Arc::new(known))
         };
-        self.routes.secrets.get_or_insert_async(&(revision.function, revision.generation), ask).await.map(Some)
+        let id = (revision.function, revision.generation);
+        Box::pin(self.routes.secrets.get_or_insert_async(&id, ask)).await.map(Some)
     }
 
     /// A result whose error holds no secret that the revision was deployed with.

@@ -1,5 +1,6 @@
 //! Invocations that outlive their caller, from their caller's side: submitted, waited for, ended, looked at when dead.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -301,9 +302,11 @@ impl Host {
         let queue = self.queue()?;
         self.check_options(&options)?;
         let (mut submission, revision) = match options.unchecked {
-            true => by_deadline(cx.deadline(), self.unchecked(cx, function, request, options.event.is_some())).await?,
+            true => {
+                by_deadline(cx.deadline(), pin!(self.unchecked(cx, function, request, options.event.is_some()))).await?
+            }
             false => {
-                let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request)).await?;
+                let let_in = by_deadline(cx.deadline(), pin!(self.let_in(cx, function, request))).await?;
                 (let_in.submission(self, cx), Some(Arc::clone(&let_in.serving.revision)))
             }
         };
@@ -391,7 +394,7 @@ impl Host {
     ) -> Result<InvokeResponse> {
         self.queue()?;
         let extensions = request.extensions.clone();
-        let let_in = by_deadline(cx.deadline(), self.let_in(cx, function, request)).await?;
+        let let_in = by_deadline(cx.deadline(), pin!(self.let_in(cx, function, request))).await?;
         let mut submission = let_in.submission(self, cx);
         submission.origin = cx.origin();
         submission.pinned = *function.qualifier() != crate::Qualifier::Serving;

@@ -1,5 +1,6 @@
 //! What surrounds every request: its id, its line in the log, and the problem document where it failed.
 
+use std::any::Any;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
@@ -51,45 +52,50 @@ impl StreamId {
 ///
 /// Each request is one event of the target `function_gateway::access` at level INFO, when its answer begins, with the fields
 /// `method`, `path`, `status`, `took_us`, `request_id` and, where it is known, `tenant` and `principal`.
-pub(crate) async fn envelope(mut request: Request, next: Next) -> Response {
+pub(crate) fn envelope(mut request: Request, next: Next) -> impl Future<Output = Response> + Send {
     let id = request_id(&request);
-    let id_text = id.to_str().unwrap_or_default().to_owned();
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     let logged = tracing::enabled!(target: "function_gateway::access", tracing::Level::INFO).then(|| {
         let log = RequestLog::default();
         request.extensions_mut().insert(log.clone());
         (log, request.method().clone(), request.uri().path().to_owned(), Instant::now())
     });
-    let mut response = AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|panic| {
-        let message = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-        tracing::error!(target: "function_gateway::rest", request_id = id_text, message, "the handling of a request panicked");
-        Problem::from(Error::new(ErrorKind::Internal, "the gateway failed; its log says more under the request's id"))
-            .into_response()
-    });
-    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-        response = problem.finish(response, &id_text);
+    let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+    async move {
+        let id_text = id.to_str().unwrap_or_default();
+        let mut response = answer.await.unwrap_or_else(|panic| panicked(&*panic, id_text));
+        if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+            response = problem.finish(response, id_text);
+        }
+        if let Some(StreamId(cell)) = response.extensions_mut().remove() {
+            cell.get_or_init(|| id_text.to_owned());
+        }
+        if is_read {
+            keep_from_shared_caches(response.headers_mut());
+        }
+        if let Some((log, method, path, start)) = logged {
+            let principal = log.0.get();
+            tracing::info!(
+                target: "function_gateway::access",
+                %method,
+                path,
+                status = response.status().as_u16(),
+                took_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
+                request_id = id_text,
+                tenant = principal.map(|principal| principal.tenant.as_str()),
+                principal = principal.map(|principal| principal.id.as_str()),
+            );
+        }
+        response.headers_mut().insert(REQUEST_ID, id);
+        response
     }
-    if let Some(StreamId(cell)) = response.extensions_mut().remove() {
-        cell.get_or_init(|| id_text.clone());
-    }
-    if is_read {
-        keep_from_shared_caches(response.headers_mut());
-    }
-    if let Some((log, method, path, start)) = logged {
-        let principal = log.0.get();
-        tracing::info!(
-            target: "function_gateway::access",
-            %method,
-            path,
-            status = response.status().as_u16(),
-            took_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
-            request_id = id_text,
-            tenant = principal.map(|principal| principal.tenant.as_str()),
-            principal = principal.map(|principal| principal.id.as_str()),
-        );
-    }
-    response.headers_mut().insert(REQUEST_ID, id);
-    response
+}
+
+fn panicked(panic: &(dyn Any + Send), request_id: &str) -> Response {
+    let message = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(target: "function_gateway::rest", request_id, message, "the handling of a request panicked");
+    Problem::from(Error::new(ErrorKind::Internal, "the gateway failed; its log says more under the request's id"))
+        .into_response()
 }
 
 /// Answers depend on who asks. A cache that many share heeds that by itself for `Authorization` alone (RFC 9111, section 3.5), and
@@ -108,8 +114,10 @@ fn request_id(request: &Request) -> HeaderValue {
     match request.headers().get(REQUEST_ID).filter(fit) {
         Some(id) => id.clone(),
         None => {
+            // It is to be told from others, and need be neither secret nor in order.
+            let id = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
             let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
-            let text = uuid::Uuid::now_v7().hyphenated().encode_lower(&mut text);
+            let text = id.hyphenated().encode_lower(&mut text);
             HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("none"))
         }
     }

@@ -16,6 +16,8 @@ use axum::extract::Request;
 use axum::response::Response;
 use bytes::{Buf, Bytes};
 use function_gateway_core::{Error, ErrorKind, Result};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -305,14 +307,30 @@ async fn connection(
     tokio::pin!(connection);
     let mut is_closing = false;
     let ended = loop {
-        tokio::select! {
-            ended = connection.as_mut() => break ended,
-            // It only ever ends.
-            _ = stopping.changed(), if !is_closing => {}
-            overdue = streams.overdue(bounds, is_closing) => if let Overdue::Unread = overdue {
-                tracing::debug!(target: "function_gateway::rest", %peer, "a client is cut off that does not read on");
-                return;
+        let ended = {
+            let signal = async {
+                tokio::select! {
+                    // It only ever ends.
+                    _ = stopping.changed(), if !is_closing => Overdue::Idle,
+                    overdue = streams.overdue(bounds, is_closing) => overdue,
+                }
+            };
+            // It is looked at when something wakes it, and not each time that something happens on the connection.
+            let mut signals = FuturesUnordered::from_iter([signal]);
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => Some(ended),
+                signal = signals.next() => {
+                    if let Some(Overdue::Unread) = signal {
+                        tracing::debug!(target: "function_gateway::rest", %peer, "a client is cut off that does not read on");
+                        return;
+                    }
+                    None
+                }
             }
+        };
+        if let Some(ended) = ended {
+            break ended;
         }
         is_closing = true;
         connection.as_mut().graceful_shutdown();

@@ -371,7 +371,8 @@ impl FaasDriver for LocalProcess {
                     tasks: &self.running,
                     hold,
                 };
-                exec::invoke(function, place, cx, request).await
+                // Boxed, since it holds more than a call on a worker, which need not have room for it.
+                Box::pin(exec::invoke(function, place, cx, request)).await
             }
             Runs::Workers(_) if self.running.is_closed() => Err(shutting_down()),
             Runs::Workers(workers) => workers.invoke(cx, request).await,

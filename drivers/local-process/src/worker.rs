@@ -23,6 +23,7 @@ use function_gateway_core::{
     BoxStream, CallContext, Delivery, DeploymentStatus, DriverRequest, Error, ErrorKind, FunctionSpec, InvokeResponse,
     LogLine, LogQuery, Protocol, Result, Retry, Revision, SecretVariable, Violation,
 };
+use futures_util::future::Either;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -195,12 +196,17 @@ impl WorkerFunction {
         }
     }
 
-    pub(crate) async fn invoke(&self, cx: &CallContext, request: DriverRequest) -> Result<InvokeResponse> {
+    pub(crate) fn invoke<'a>(
+        &'a self,
+        cx: &'a CallContext,
+        request: DriverRequest,
+    ) -> impl Future<Output = Result<InvokeResponse>> + Send + 'a {
         match self.settings.speaks {
             Speaks::Http { version, .. } => {
-                call::invoke(&self.pool, (version, self.settings.bounds.each == 1), cx, request).await
+                let alone = self.settings.bounds.each == 1;
+                Either::Left(call::invoke(&self.pool, (version, alone), cx, request))
             }
-            Speaks::Lambda => lambda::invoke(&self.pool, cx, request).await,
+            Speaks::Lambda => Either::Right(Box::pin(lambda::invoke(&self.pool, cx, request))),
         }
     }
 

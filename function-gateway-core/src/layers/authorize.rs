@@ -26,8 +26,9 @@ impl Middleware for Authorize {
     async fn handle(&self, call: Box<Invocation>, next: Next<'_>) -> Result<Box<InvokeResponse>> {
         let revision = call.revision();
         let resource = Resource::function(&revision.key.tenant, &revision.key.name, Some(&revision.owner));
-        let decision = self.0.authorize(&call.cx, Action::Invoke, resource);
-        match by_deadline(call.cx.deadline(), decision).await? {
+        let decision =
+            by_deadline(call.cx.deadline(), self.0.authorize(&call.cx, Action::Invoke, resource).as_mut()).await?;
+        match decision {
             Decision::Allow => next.run(call).await,
             Decision::Deny => Err(Error::new(ErrorKind::PermissionDenied, "the principal may not do this: invoke")),
         }

@@ -96,7 +96,7 @@ impl Middleware for RecordCalls {
                 response.body = match body.as_bytes().cloned() {
                     Some(bytes) => {
                         recording.take_result(&bytes);
-                        recording.finish(Ending::Answered).await?;
+                        recording.finish(&Ending::Answered).await?;
                         bytes.into()
                     }
                     None => body.observed(RecordBody(Some(recording))),
@@ -109,7 +109,7 @@ impl Middleware for RecordCalls {
             }
             Err(error) => {
                 // The caller's own error is worth more than one of its record, which is logged.
-                let _ = recording.finish(Ending::Error(&error)).await;
+                let _ = recording.finish(&Ending::Error(&error)).await;
                 Err(error)
             }
         }
@@ -206,20 +206,29 @@ impl Recording {
         self.call = None;
     }
 
-    async fn finish(mut self, ending: Ending<'_>) -> Result<()> {
-        let Some(call) = self.call.take() else { return Ok(()) };
-        let record = self.ended(&call, &ending);
-        match &call.queued {
-            Some(queued) => {
-                queued.keep(record);
-                Ok(())
+    /// Makes the record at once, and keeps it when it is awaited.
+    fn finish(mut self, ending: &Ending<'_>) -> impl Future<Output = Result<()>> + Send + use<> {
+        let call = self.call.take();
+        let unkept = call.and_then(|call| {
+            let record = self.ended(&call, ending);
+            match &call.queued {
+                Some(queued) => {
+                    queued.keep(record);
+                    None
+                }
+                None => Some(self.keep(record)),
             }
-            None => self.keep(record).await,
+        });
+        async move {
+            match unkept {
+                Some(unkept) => unkept.await,
+                None => Ok(()),
+            }
         }
     }
 
     /// Keeps a final record, also where its caller does not wait for it.
-    fn keep(&self, record: Arc<InvocationRecord>) -> impl Future<Output = Result<()>> + Send + 'static {
+    fn keep(&self, record: Arc<InvocationRecord>) -> impl Future<Output = Result<()>> + Send + use<> {
         let mut unkept = Unkept { keeper: Arc::clone(&self.keeper), record: Some(Arc::clone(&record)) };
         async move {
             let written = unkept.keeper.write(record).await;

@@ -95,14 +95,14 @@ pub(super) fn document_routes() -> OpenApiRouter<Arc<Api>> {
         )),
     ),
 )]
-async fn invoke(
+fn invoke(
     State(api): State<Arc<Api>>,
     caller: Caller,
     below: Below,
     InPath(name): InPath<String>,
     request: Request,
-) -> Result<Response, Problem> {
-    Call { api, caller, below, route: Route::Invoke, path: None }.make(&name, request).await
+) -> impl Future<Output = Result<Response, Problem>> + Send {
+    Call { api, caller, below, route: Route::Invoke, path: None }.make(&name, request)
 }
 
 /// Accepts a call for later, and says so once that is committed: it is not lost any more.
@@ -132,38 +132,38 @@ async fn invoke(
         Guarded, Found, Submits,
     ),
 )]
-async fn submit(
+fn submit(
     State(api): State<Arc<Api>>,
     caller: Caller,
     below: Below,
     InPath(name): InPath<String>,
     request: Request,
-) -> Result<Response, Problem> {
-    Call { api, caller, below, route: Route::Submit, path: None }.make(&name, request).await
+) -> impl Future<Output = Result<Response, Problem>> + Send {
+    Call { api, caller, below, route: Route::Submit, path: None }.make(&name, request)
 }
 
 /// The function's own URL: everything passes through, method, path and query as they came.
-async fn function_url(
+fn function_url(
     State(api): State<Arc<Api>>,
     caller: Caller,
     below: Below,
     InPath(params): InPath<HashMap<String, String>>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> impl Future<Output = Result<Response, Problem>> + Send {
     let path = Some(own_path(&request, "http"));
-    Call { api, caller, below, route: Route::FunctionUrl, path }.make(name_of(&params), request).await
+    Call { api, caller, below, route: Route::FunctionUrl, path }.make(name_of(&params), request)
 }
 
 /// A request to the function's own URL, for later.
-async fn submit_url(
+fn submit_url(
     State(api): State<Arc<Api>>,
     caller: Caller,
     below: Below,
     InPath(params): InPath<HashMap<String, String>>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> impl Future<Output = Result<Response, Problem>> + Send {
     let path = Some(own_path(&request, "submit/http"));
-    Call { api, caller, below, route: Route::Submit, path }.make(name_of(&params), request).await
+    Call { api, caller, below, route: Route::Submit, path }.make(name_of(&params), request)
 }
 
 fn name_of(params: &HashMap<String, String>) -> &str {
@@ -187,30 +187,65 @@ struct Call {
 }
 
 impl Call {
-    async fn make(self, name: &str, request: Request) -> Result<Response, Problem> {
+    /// Makes the call. The request is taken apart at once, so that what waits for the answer holds no more of it than it needs.
+    fn make(self, name: &str, request: Request) -> impl Future<Output = Result<Response, Problem>> + Send + use<> {
         let Self { api, caller, below, route, path } = self;
+        let asked = Asked::of(&api, &caller, (route, path), name, request);
+        async move {
+            let Asked { cx, function, request, submit, is_head } = asked?;
+            let result = match submit {
+                None => api.gateway.invoke(&cx, &function, *request).await.map(|answer| answered(answer, is_head)),
+                Some(submit) => Box::pin(submitted(&api, &below, &cx, &function, *request, *submit)).await,
+            };
+            result.map_err(of_execution)
+        }
+    }
+}
+
+/// What a request asks for.
+struct Asked {
+    cx: CallContext,
+    function: FunctionRef,
+    request: Box<InvokeRequest>,
+    /// How it is to be submitted, where it is not executed at once.
+    submit: Option<Box<Submit>>,
+    is_head: bool,
+}
+
+impl Asked {
+    fn of(
+        api: &Api,
+        caller: &Caller,
+        (route, path): (Route, Option<String>),
+        name: &str,
+        request: Request,
+    ) -> Result<Self, Problem> {
         let function: FunctionRef = name.parse()?;
         refuse_upgrade(request.headers())?;
-        let cx = context(&caller, request.headers())?;
+        let cx = context(caller, request.headers())?;
         let is_head = request.method() == Method::HEAD;
-        let mut request = invoke_request(&api, &caller, request, path);
-        let steering = Steering::take(&mut request.headers, route)?;
-        request.idempotency_key = steering.idempotency_key;
-        let result = match steering.submit {
-            None => api.gateway.invoke(&cx, &function, request).await.map(|answer| answered(answer, is_head)),
-            Some(Submit { options, patience, is_preferred }) => {
-                let receipt = api.gateway.submit(&cx, &function, request, options).await;
-                match receipt {
-                    Ok(receipt) if patience.is_zero() => Ok(accepted(receipt, &below, is_preferred)),
-                    Ok(receipt) => in_time(&api, &cx, receipt, patience)
-                        .await
-                        .map(|answer| answer.unwrap_or_else(|| accepted(receipt, &below, is_preferred))),
-                    Err(error) => Err(error),
-                }
-            }
-        };
-        result.map_err(of_execution)
+        let mut request = Box::new(invoke_request(api, caller, request, path));
+        let Steering { submit, idempotency_key } = Steering::take(&mut request.headers, route)?;
+        request.idempotency_key = idempotency_key;
+        Ok(Self { cx, function, request, submit: submit.map(Box::new), is_head })
     }
+}
+
+/// Submits a call, and answers that it is accepted, or with its answer where that comes within the caller's patience.
+async fn submitted(
+    api: &Api,
+    below: &Below,
+    cx: &CallContext,
+    function: &FunctionRef,
+    request: InvokeRequest,
+    Submit { options, patience, is_preferred }: Submit,
+) -> function_gateway_core::Result<Response> {
+    let receipt = api.gateway.submit(cx, function, request, options).await?;
+    let answer = match patience.is_zero() {
+        true => None,
+        false => in_time(api, cx, receipt, patience).await?,
+    };
+    Ok(answer.unwrap_or_else(|| accepted(receipt, below, is_preferred)))
 }
 
 /// A problem that names the execution that it is about, where there is one.

@@ -4,7 +4,7 @@ use std::mem;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use ::http::Version;
+use ::http::{Request, Version};
 use bytes::{Bytes, BytesMut};
 use function_gateway_core::{
     Body, CallContext, Delivery, DriverRequest, Error, ErrorKind, InvokeResponse, LogSink, Result, Retry,
@@ -12,7 +12,7 @@ use function_gateway_core::{
 use futures_util::stream;
 use rustix::io::Errno;
 
-use super::http::{self, Answer, Failure};
+use super::http::{self, Answer, Failure, RequestBody};
 use super::pool::{Lease, Member as _, Pool};
 use super::{Link, Worker, not_the_protocol};
 use crate::error;
@@ -22,16 +22,34 @@ pub(super) const PLACEMENTS: u32 = 3;
 /// How long a broken connection waits to learn whether, and how, its worker ended.
 pub(super) const AUTOPSY: Duration = Duration::from_millis(200);
 
-/// Executes a function once.
-pub(super) async fn invoke(
-    pool: &Pool<Worker>,
+/// Executes a function once. The request is made at once, so that what waits for the answer does not hold the call beside it.
+pub(super) fn invoke<'a>(
+    pool: &'a Pool<Worker>,
     (version, alone): (Version, bool),
     cx: &CallContext,
     request: DriverRequest,
-) -> Result<InvokeResponse> {
+) -> impl Future<Output = Result<InvokeResponse>> + Send + use<'a> {
     let (logs, limit) = (request.logs.clone(), request.max_response_bytes);
     let streaming = request.revision.spec.streaming;
-    let mut request = Box::new(http::request(version, cx, request)?);
+    let request = http::request(version, cx, request).map(Box::new);
+    send(pool, alone, request, Wanted { logs, limit, streaming })
+}
+
+/// How the answer is to come.
+struct Wanted {
+    logs: LogSink,
+    /// In bytes.
+    limit: u64,
+    streaming: bool,
+}
+
+async fn send(
+    pool: &Pool<Worker>,
+    alone: bool,
+    request: Result<Box<Request<RequestBody>>>,
+    Wanted { logs, limit, streaming }: Wanted,
+) -> Result<InvokeResponse> {
+    let mut request = request?;
     let payload = request.body().failure();
     let mut placement = 1;
     let (mut turn, answer) = loop {
@@ -62,10 +80,14 @@ pub(super) async fn invoke(
         }
     };
     turn.lease.prove();
-    let mut response = InvokeResponse::new(answer.head.status, Body::empty());
     let mut reading = Reading { turn, answer, room: limit, limit };
+    let whole = if streaming { None } else { Some(reading.collect().await?) };
+    let mut response = InvokeResponse::new(reading.answer.head.status, Body::empty());
     response.headers = mem::take(&mut reading.answer.head.headers);
-    response.body = if streaming { Body::from_stream(reading.into_stream()) } else { reading.collect().await?.into() };
+    response.body = match whole {
+        Some(bytes) => bytes.into(),
+        None => Body::from_stream(reading.into_stream()),
+    };
     Ok(response)
 }
 
@@ -194,19 +216,23 @@ impl Reading {
                     .ok_or_else(|| Error::too_large(ErrorKind::OutputTooLarge, "output", self.limit))?;
                 Ok(Some(chunk))
             }
-            Err(reason) => Err(self.turn.incomplete(reason).await),
+            // Boxed, since it is seldom, and all wait with room for it.
+            Err(reason) => Err(Box::pin(self.turn.incomplete(reason)).await),
         }
     }
 
-    async fn collect(mut self) -> Result<Bytes> {
-        let Some(first) = self.next().await? else { return Ok(Bytes::new()) };
-        let Some(second) = self.next().await? else { return Ok(first) };
-        let mut all = BytesMut::from(&first[..]);
-        all.extend_from_slice(&second);
+    /// All of it. Most answers come in one piece, which is not copied.
+    async fn collect(&mut self) -> Result<Bytes> {
+        let (mut first, mut all) = (Bytes::new(), BytesMut::new());
         while let Some(chunk) = self.next().await? {
+            if first.is_empty() && all.is_empty() {
+                first = chunk;
+                continue;
+            }
+            all.extend_from_slice(&std::mem::take(&mut first));
             all.extend_from_slice(&chunk);
         }
-        Ok(all.freeze())
+        Ok(if all.is_empty() { first } else { all.freeze() })
     }
 
     fn into_stream(self) -> impl futures_core::Stream<Item = Result<Bytes>> + Send + 'static {

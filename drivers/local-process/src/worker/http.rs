@@ -117,12 +117,13 @@ impl Client {
     /// anything was sent is replaced.
     pub(crate) async fn send(self: &Arc<Self>, mut request: Box<Request<RequestBody>>) -> Result<Answer, Failure> {
         if self.version == Version::HTTP_2 {
-            return self.send_shared(request).await;
+            return Box::pin(self.send_shared(request)).await;
         }
         loop {
             let (mut connection, kept) = match self.kept() {
                 Some(connection) => (connection, true),
-                None => match self.connect().await {
+                // Boxed, since it is seldom, and all wait with room for it.
+                None => match Box::pin(self.connect()).await {
                     Ok(connection) => (connection, false),
                     Err(error) => return Err(Failure::NotSent(request, error)),
                 },

@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use function_gateway_core::{Delivery, Error, Result, Retry};
@@ -65,6 +65,8 @@ struct Shared<W: Member> {
     runtime: Handle,
     tasks: TaskTracker,
     state: Mutex<State<W>>,
+    /// Why it was stopped, once it was. Changes with the state.
+    stopped: OnceLock<Error>,
     changed: Notify,
     stopping: CancellationToken,
     /// Once it is stopped and its last worker has ended.
@@ -80,14 +82,12 @@ struct State<W: Member> {
     waiting: VecDeque<oneshot::Sender<Result<Lease<W>>>>,
     health: Health,
     draining: bool,
-    /// Why it was stopped, once it was.
-    stopped: Option<Error>,
 }
 
 impl<W: Member> State<W> {
     /// Whether it is known how its first start went.
     fn is_settled(&self) -> bool {
-        self.health.ever_ready || self.health.last.is_some() || self.stopped.is_some()
+        self.health.ever_ready || self.health.last.is_some()
     }
 }
 
@@ -153,7 +153,6 @@ impl<W: Member> Pool<W> {
             waiting: VecDeque::new(),
             health: Health::default(),
             draining: false,
-            stopped: None,
         };
         Self(Arc::new(Shared {
             bounds,
@@ -161,6 +160,7 @@ impl<W: Member> Pool<W> {
             runtime,
             tasks,
             state: Mutex::new(state),
+            stopped: OnceLock::new(),
             changed: Notify::new(),
             stopping: CancellationToken::new(),
             gone: CancellationToken::new(),
@@ -175,7 +175,7 @@ impl<W: Member> Pool<W> {
                 let changed = self.0.changed.notified();
                 let mut changed = pin!(changed);
                 changed.as_mut().enable();
-                if self.0.state().is_settled() {
+                if self.0.state().is_settled() || self.is_stopped() {
                     return;
                 }
                 changed.await;
@@ -203,7 +203,7 @@ impl<W: Member> Pool<W> {
     pub(crate) async fn acquire(&self) -> Result<Lease<W>> {
         let turn = {
             let mut state = self.0.state();
-            if let Some(error) = &state.stopped {
+            if let Some(error) = self.0.stopped.get() {
                 return Err(error.clone());
             }
             if let Some(lease) = self.0.take(&mut state) {
@@ -233,7 +233,7 @@ impl<W: Member> Pool<W> {
     /// Ends it: who waits or runs gets the error, workers are asked to end. The first error stands.
     pub(crate) fn stop(&self, error: &Error) {
         let mut state = self.0.state();
-        state.stopped.get_or_insert_with(|| error.clone());
+        self.0.stopped.get_or_init(|| error.clone());
         let waiting = mem::take(&mut state.waiting);
         let slots = mem::take(&mut state.slots);
         state.leaving += slots.len();
@@ -256,7 +256,7 @@ impl<W: Member> Pool<W> {
 
     /// Whether it was stopped.
     pub(crate) fn is_stopped(&self) -> bool {
-        self.0.stopping.is_cancelled()
+        self.0.stopped.get().is_some()
     }
 }
 
@@ -290,7 +290,7 @@ impl<W: Member> Shared<W> {
 
     /// Starts what is missing. One at a time while starts fail.
     fn grow(self: &Arc<Self>, state: &mut State<W>) {
-        if state.stopped.is_some() {
+        if self.stopped.get().is_some() {
             return;
         }
         let keep = match (state.draining, state.health.ever_ready) {
@@ -337,7 +337,7 @@ impl<W: Member> Shared<W> {
                 let (id, now) = (state.next_id, Instant::now());
                 state.next_id += 1;
                 self.tasks.spawn_on(Arc::clone(self).supervise(id, Arc::clone(&worker)), &self.runtime);
-                if state.stopped.is_some() {
+                if self.stopped.get().is_some() {
                     state.leaving += 1;
                     worker.retire();
                 } else {
@@ -380,7 +380,7 @@ impl<W: Member> Shared<W> {
         if state.draining {
             self.retire_idle(&mut state);
         }
-        let gone = state.stopped.is_some() && state.starting + state.leaving == 0;
+        let gone = self.stopped.get().is_some() && state.starting + state.leaving == 0;
         drop(state);
         self.changed.notify_waiters();
         if gone {
@@ -506,7 +506,7 @@ impl<W: Member> Lease<W> {
     /// Waits until the pool is stopped, and says why it was. Cancel-safe.
     pub(crate) async fn stopped(&self) -> Error {
         self.shared.stopping.cancelled().await;
-        self.shared.state().stopped.clone().unwrap_or_else(crate::driver::shutting_down)
+        self.shared.stopped.get().cloned().unwrap_or_else(crate::driver::shutting_down)
     }
 }
 
