@@ -54,6 +54,7 @@ pub(crate) enum Condition {
     Failed(Error),
 }
 
+type Waiting<W> = VecDeque<oneshot::Sender<Result<Lease<W>>>>;
 pub(crate) type Starting<W> = Pin<Box<dyn Future<Output = Result<Arc<W>>> + Send>>;
 
 /// The workers of one deployment.
@@ -79,7 +80,7 @@ struct State<W: Member> {
     starting: usize,
     /// Workers that were asked to end and have not yet.
     leaving: usize,
-    waiting: VecDeque<oneshot::Sender<Result<Lease<W>>>>,
+    waiting: Waiting<W>,
     health: Health,
     draining: bool,
 }
@@ -239,10 +240,7 @@ impl<W: Member> Pool<W> {
         state.leaving += slots.len();
         drop(state);
         self.0.stopping.cancel();
-        for sender in waiting {
-            // Who waits no longer needs no answer.
-            let _ = sender.send(Err(error.clone().with_delivery(Delivery::NotSent)));
-        }
+        refuse(Some((waiting, error.clone())));
         for slot in slots {
             slot.worker.retire();
         }
@@ -329,7 +327,7 @@ impl<W: Member> Shared<W> {
     fn started(self: &Arc<Self>, result: Option<Result<Arc<W>>>) {
         let mut state = self.state();
         state.starting -= 1;
-        let mut refused = VecDeque::new();
+        let mut refused = None;
         match result {
             None => {}
             Some(Ok(worker)) => {
@@ -346,19 +344,14 @@ impl<W: Member> Shared<W> {
                 }
             }
             Some(Err(error)) => {
-                state.health.fail(error);
+                state.health.fail(error.clone());
                 if state.slots.is_empty() && state.starting == 0 {
-                    refused = mem::take(&mut state.waiting);
+                    refused = Some((mem::take(&mut state.waiting), error));
                 }
             }
         }
-        let error = state.health.last.clone();
         self.settle(state);
-        for sender in refused {
-            if let Some(error) = &error {
-                let _ = sender.send(Err(error.clone().with_delivery(Delivery::NotSent)));
-            }
-        }
+        refuse(refused);
     }
 
     /// Hands out what is free, starts what is missing, ends what nobody needs, and tells who watches.
@@ -430,6 +423,7 @@ impl<W: Member> Shared<W> {
 
     fn ended(self: &Arc<Self>, id: u64, how: Error) {
         let mut state = self.state();
+        let mut refused = None;
         match state.slots.iter().position(|slot| slot.id == id) {
             None => state.leaving -= 1,
             Some(index) => {
@@ -439,10 +433,17 @@ impl<W: Member> Shared<W> {
                     state.health.last = Some(how);
                 } else {
                     state.health.fail(how);
+                    // Who waits is told what who comes now is told.
+                    if state.slots.is_empty()
+                        && let Some(error) = state.health.refusal()
+                    {
+                        refused = Some((mem::take(&mut state.waiting), error));
+                    }
                 }
             }
         }
         self.settle(state);
+        refuse(refused);
     }
 
     /// Takes a worker out, if it is in, and asks it to end.
@@ -464,6 +465,15 @@ impl<W: Member> Shared<W> {
         if !state.waiting.is_empty() || spoiled || state.draining {
             self.settle(state);
         }
+    }
+}
+
+/// Tells those who wait for a turn that there is none for them, and why.
+fn refuse<W: Member>(refused: Option<(Waiting<W>, Error)>) {
+    let Some((waiting, error)) = refused else { return };
+    for sender in waiting {
+        // Who waits no longer needs no answer.
+        let _ = sender.send(Err(error.clone().with_delivery(Delivery::NotSent)));
     }
 }
 
@@ -676,6 +686,26 @@ mod tests {
         assert_eq!((refused.message(), refused.delivery()), ("no start", Delivery::NotSent));
         pool.acquire().await.unwrap().prove();
         assert!(matches!(pool.condition(), Condition::Ready { idle: false }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_is_told_of_a_crash_loop_as_who_comes_is() {
+        let (pool, script) = pool(Bounds { max: 1, each: 1, ..USUAL }, Script::default());
+        let mut refused = Vec::new();
+        while started(&script) < CRASH_LOOP {
+            let running = pool.acquire().await.unwrap();
+            let mut waiting = Box::pin(pool.acquire());
+            assert!(futures_util::poll!(&mut waiting).is_pending());
+            running.worker().end.cancel();
+            // Long enough for the end to be seen, and less than any pause before a start.
+            refused.push(tokio::time::timeout(Duration::from_millis(1), waiting).await);
+        }
+        let (last, before) = refused.split_last().unwrap();
+        assert!(before.iter().all(Result::is_err), "before the crash loop they wait for the next start");
+        let told = last.as_ref().unwrap().as_ref().unwrap_err();
+        assert_eq!((told.message(), told.delivery()), ("ended", Delivery::NotSent));
+        assert!(told.retry_after().is_some());
+        assert_eq!(pool.acquire().await.unwrap_err().message(), "ended");
     }
 
     #[tokio::test(start_paused = true)]
