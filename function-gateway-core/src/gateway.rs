@@ -126,8 +126,9 @@ impl Gateway {
         const LAST: Duration = Duration::from_secs(5);
         let Lifetime { tasks, closing, killed, .. } = &self.host.lifetime;
         let deadline = Deadline::after(grace);
-        closing.cancel();
+        // Closed before anybody is woken: who is let in goes by it.
         tasks.close();
+        closing.cancel();
         let drained = tokio::time::timeout_at(deadline.instant().into(), tasks.wait()).await.is_ok();
         killed.cancel();
         let mut result = Ok(());

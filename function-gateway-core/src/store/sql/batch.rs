@@ -97,17 +97,16 @@ impl Encoded {
         self.record.failure.as_ref().map(|failure| failure.class.as_str())
     }
 
-    /// Whether it differs from another one in its id, its times and its document alone.
-    fn is_like(&self, other: &Self) -> bool {
-        let common = |encoded: &Self| (encoded.record.function, encoded.record.state, encoded.class());
-        let (one, two) = (&*self.record, &*other.record);
-        let is_bare = |record: &InvocationRecord| {
-            [&record.payload, &record.result, &record.logs].iter().all(|kept| kept.is_none())
-        };
-        common(self) == common(other)
-            && (&one.key, &one.caller) == (&two.key, &two.caller)
-            && is_bare(one)
-            && is_bare(two)
+    /// Whether it is a row without any bytes that were kept.
+    fn is_bare(&self) -> bool {
+        let InvocationRecord { payload, result, logs, .. } = &*self.record;
+        payload.is_none() && result.is_none() && logs.is_none()
+    }
+
+    /// What bare rows may have in common: all but the id, the times and the document.
+    fn common(&self) -> impl Ord {
+        let InvocationRecord { key, function, state, caller, .. } = &*self.record;
+        (*function, state.as_str(), self.class(), key.tenant.as_str(), key.name.as_str(), caller.as_str())
     }
 }
 
@@ -482,26 +481,20 @@ async fn insert_all(session: &mut dyn Session, records: &[&Encoded], replace: Op
     Ok(())
 }
 
-/// Inserts what is new, in any order. Many that are alike are a query over values, in which what they have in common is an argument
-/// once, not one in each row.
+/// Inserts what is new, which comes in the order of ids. Many that are alike are a query over values, in which what they have in
+/// common is an argument once, not one in each row.
 async fn insert_alike(session: &mut dyn Session, records: &[&Encoded]) -> Result<(), Fault> {
-    let mut groups: Vec<Vec<&Encoded>> = Vec::new();
-    for &encoded in records {
-        // Most are like the one before.
-        let group = groups.iter_mut().rev().find(|group| group.first().is_some_and(|first| first.is_like(encoded)));
-        match group {
-            Some(group) => group.push(encoded),
-            None => groups.push(vec![encoded]),
-        }
-    }
-    let mut others = Vec::new();
-    for group in groups {
-        let (many, few) = group.split_at_checked(group.len() - group.len() % STEP).unwrap_or((&[], &group));
+    let (mut bare, mut others): (Vec<_>, Vec<_>) = records.iter().copied().partition(|record| record.is_bare());
+    // Within each group they stay in their order.
+    bare.sort_by(|a, b| a.common().cmp(&b.common()));
+    for group in bare.chunk_by(|a, b| a.common() == b.common()) {
+        let (many, few) = group.split_at_checked(group.len() - group.len() % STEP).unwrap_or((&[], group));
         others.extend_from_slice(few);
         for piece in pieces(many, |record| record.bytes()) {
             insert_piece_alike(session, piece).await?;
         }
     }
+    others.sort_unstable_by(|a, b| a.id.cmp(&b.id));
     insert_all(session, &others, None).await
 }
 

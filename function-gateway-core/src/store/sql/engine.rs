@@ -126,7 +126,8 @@ pub(super) struct Dialect {
     pub(super) notify: Option<&'static str>,
     /// How an insertion begins that undoes the transaction where a key is not new.
     pub(super) insert_new: &'static str,
-    /// Whether a writer is alone with the database, so that the order of its rows is of no matter to others.
+    /// Whether a writer is alone with the database, so that the order of its rows is of no matter to others. Such an engine has to take
+    /// `SELECT v.*, ? FROM (VALUES (?), (?)) v`, with arguments of any type.
     pub(super) writes_alone: bool,
     /// How an insertion replaces the row that has its key.
     pub(super) upsert: Upsert,

@@ -62,7 +62,7 @@ impl Notifiers {
 /// Room in the buffer.
 struct Room {
     _records: OwnedSemaphorePermit,
-    _bytes: Option<OwnedSemaphorePermit>,
+    _bytes: OwnedSemaphorePermit,
 }
 
 enum Job {
@@ -228,18 +228,18 @@ impl Writer {
             if queue.closed {
                 return Err(super::closed());
             }
-            let kib = usize::try_from(kib).unwrap_or(usize::MAX);
-            if self.records.available_permits() == 0 || self.bytes.available_permits() < kib {
-                queue.full = !queue.jobs.is_empty();
-                self.shared.wake.notify_one();
+            // What is given back goes to those who wait first, so this one overtakes nobody.
+            if let Ok(records) = Arc::clone(&self.records).try_acquire_owned()
+                && let Ok(bytes) = Arc::clone(&self.bytes).try_acquire_many_owned(kib)
+            {
+                return Ok(Room { _records: records, _bytes: bytes });
             }
+            queue.full = !queue.jobs.is_empty();
+            self.shared.wake.notify_one();
         }
         let taking = async {
             let records = Arc::clone(&self.records).acquire_owned().await.ok()?;
-            let bytes = match kib {
-                0 => None,
-                kib => Some(Arc::clone(&self.bytes).acquire_many_owned(kib).await.ok()?),
-            };
+            let bytes = Arc::clone(&self.bytes).acquire_many_owned(kib).await.ok()?;
             Some(Room { _records: records, _bytes: bytes })
         };
         match tokio::time::timeout(self.timeout, taking).await {
