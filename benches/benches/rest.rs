@@ -56,7 +56,7 @@ fn main() {
     }
     let wants = |part: &str| args.iter().any(|arg| arg == part);
     let worker = build_worker();
-    // One thread, so that the load takes as little as it can from what is measured.
+    // One thread, so that the load of the last two takes little from what is measured. That of the others is in `load`.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     if args.is_empty() || wants("requests") {
         requests(&worker, "/v1/functions/worker/invocations");

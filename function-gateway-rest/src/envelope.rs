@@ -114,10 +114,8 @@ fn request_id(request: &Request) -> HeaderValue {
     match request.headers().get(REQUEST_ID).filter(fit) {
         Some(id) => id.clone(),
         None => {
-            // It is to be told from others, and need be neither secret nor in order.
-            let id = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
             let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
-            let text = id.hyphenated().encode_lower(&mut text);
+            let text = uuid::Uuid::now_v7().hyphenated().encode_lower(&mut text);
             HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("none"))
         }
     }

@@ -311,8 +311,8 @@ async fn connection(
             let signal = async {
                 tokio::select! {
                     // It only ever ends.
-                    _ = stopping.changed(), if !is_closing => Overdue::Idle,
-                    overdue = streams.overdue(bounds, is_closing) => overdue,
+                    _ = stopping.changed(), if !is_closing => None,
+                    overdue = streams.overdue(bounds, is_closing) => Some(overdue),
                 }
             };
             // It is looked at when something wakes it, and not each time that something happens on the connection.
@@ -321,7 +321,7 @@ async fn connection(
                 biased;
                 ended = connection.as_mut() => Some(ended),
                 signal = signals.next() => {
-                    if let Some(Overdue::Unread) = signal {
+                    if let Some(Some(Overdue::Unread)) = signal {
                         tracing::debug!(target: "function_gateway::rest", %peer, "a client is cut off that does not read on");
                         return;
                     }

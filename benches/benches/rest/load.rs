@@ -14,7 +14,7 @@ use rustix::time::{
 
 /// By which the timer is known among the connections.
 const TIMER: u64 = u64::MAX;
-/// How late a request is sent at most. Mostly an answer wakes the thread before, and a timer costs more than a request.
+/// How often it is looked for what is due. Mostly an answer wakes the thread before, and a timer costs more than a request.
 const TICK: Duration = Duration::from_micros(250);
 
 pub(crate) struct Load {
@@ -78,11 +78,11 @@ impl Load {
         let apart = Duration::from_secs_f64(1.0 / rate);
         // One of the kernel's: those of a runtime have a grain of 1 ms, and all that is due in it would come at once.
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC).unwrap();
-        let every = Timespec::try_from(apart.max(TICK)).unwrap();
+        let every = Timespec::try_from(TICK).unwrap();
         let ticks = Itimerspec { it_interval: every, it_value: every };
+        let start = Instant::now();
         timerfd_settime(&timer, TimerfdTimerFlags::empty(), &ticks).unwrap();
         epoll::add(&self.epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN).unwrap();
-        let start = Instant::now();
         let due = |number: usize| start + apart * number as u32;
         let total = (how_long.as_secs_f64() * rate) as usize;
         let mut times = Vec::with_capacity(total);

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine as _;
@@ -16,6 +16,7 @@ use http::request::Parts;
 use quick_cache::sync::Cache;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use tokio::time::Instant;
 
 use super::{Authenticated, Authenticator, bearer, not_valid};
 
@@ -131,7 +132,7 @@ impl ApiKeyAuthenticator {
         };
         let Ok(found) = self.known.get_or_insert_async(&id, async { Ok::<_, Infallible>(read.await) }).await;
         if found.is_err() {
-            // It is for those who have asked meanwhile. Not remembered, unknown ids take up no room.
+            // It is for those who have asked meanwhile, and not remembered: an unknown id takes up room for no longer.
             self.known.remove_if(&id, Result::is_err);
         }
         found
@@ -171,7 +172,37 @@ impl fmt::Debug for ApiKeyAuthenticator {
 
 #[cfg(test)]
 mod tests {
+    use function_gateway_core::store::memory::MemoryStore;
+    use function_gateway_core::{CallContext, GatewayId, NewApiKey};
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_is_looked_up_again_after_its_time_and_after_an_error() {
+        let store = Arc::new(MemoryStore::new(GatewayId::generate()));
+        let gateway = Gateway::builder().store(store).without_reconciler().build().await.unwrap();
+        let authenticator = ApiKeyAuthenticator::new(gateway.clone());
+        let cx = CallContext::new(Principal::new("acme".parse().unwrap(), "ada".parse().unwrap()));
+        let minted = MintedKey::mint().unwrap();
+        let request = http::Request::get("/").header("x-api-key", minted.text.expose_str().unwrap());
+        let (head, ()) = request.body(()).unwrap().into_parts();
+        let is_known = async || match authenticator.authenticate(&head).await {
+            Ok(found) => found.is_some(),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+                false
+            }
+        };
+        assert!(!is_known().await);
+        assert_eq!(authenticator.known.len(), 0);
+        gateway.create_api_key(&cx, NewApiKey::new(minted.id, minted.hash)).await.unwrap();
+        assert!(is_known().await);
+        gateway.revoke_api_key(&cx, minted.id).await.unwrap();
+        tokio::time::advance(ApiKeyAuthenticator::DEFAULT_TTL - Duration::from_millis(1)).await;
+        assert!(is_known().await, "it is remembered");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!is_known().await);
+    }
 
     #[test]
     fn a_key_is_found_in_its_text() {

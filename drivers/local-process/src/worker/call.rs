@@ -229,7 +229,7 @@ impl Reading {
                 first = chunk;
                 continue;
             }
-            all.extend_from_slice(&std::mem::take(&mut first));
+            all.extend_from_slice(&mem::take(&mut first));
             all.extend_from_slice(&chunk);
         }
         Ok(if all.is_empty() { first } else { all.freeze() })
