@@ -153,7 +153,8 @@ pub async fn records_that_come_together_are_kept_as_they_are(store: Store) {
     const ALIKE: i64 = 17;
     let (one, two) = (tenant(), tenant());
     let mut records = Vec::new();
-    for function in [Executed::new(&one, "a"), Executed::new(&one, "b"), Executed::new(&two, "a")] {
+    let first = Executed::new(&one, "a");
+    for function in [&first, &Executed::new(&one, "b"), &Executed::new(&two, "a")] {
         for number in 0..ALIKE {
             let [ended, mut other_caller, mut kept, mut labelled] = [(); 4].map(|()| function.ended(time(number)));
             let [failed, late] = [InvocationState::Failed, InvocationState::TimedOut]
@@ -168,7 +169,19 @@ pub async fn records_that_come_together_are_kept_as_they_are(store: Store) {
             }
         }
     }
-    finish_all(&store, &records).await;
+    // Together come those of one kind, then the others of that function, then those of all others.
+    let is_plain = |record: &InvocationRecord| {
+        record.caller == principal("caller") && record.state == InvocationState::Succeeded && record.payload.is_none()
+    };
+    let portion = |record: &InvocationRecord| match (record.key == first.key, is_plain(record)) {
+        (true, true) => 0,
+        (true, false) => 1,
+        (false, _) => 2,
+    };
+    for number in 0..3 {
+        let together: Vec<_> = records.iter().filter(|record| portion(record) == number).cloned().collect();
+        finish_all(&store, &together).await;
+    }
     for record in &records {
         assert_eq!(get(&store, record).await.as_deref(), Some(record));
     }

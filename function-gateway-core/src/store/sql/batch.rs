@@ -97,16 +97,8 @@ impl Encoded {
         self.record.failure.as_ref().map(|failure| failure.class.as_str())
     }
 
-    /// Whether it is a row without any bytes that were kept.
-    fn is_bare(&self) -> bool {
-        let InvocationRecord { payload, result, logs, .. } = &*self.record;
-        payload.is_none() && result.is_none() && logs.is_none()
-    }
-
-    /// What bare rows may have in common: all but the id, the times and the document.
-    fn common(&self) -> impl Ord {
-        let InvocationRecord { key, function, state, caller, .. } = &*self.record;
-        (*function, state.as_str(), self.class(), key.tenant.as_str(), key.name.as_str(), caller.as_str())
+    fn kept(&self) -> [&Option<KeptBytes>; 3] {
+        [&self.record.payload, &self.record.result, &self.record.logs]
     }
 }
 
@@ -261,10 +253,7 @@ impl<'a> Records<'a> {
         // Along the index, which is faster, and the same for every process, so that two don't wait for each other.
         new.sort_unstable_by(|a: &&Encoded, b| a.id.cmp(&b.id));
         replaced.sort_unstable_by(|a: &&Encoded, b| a.id.cmp(&b.id));
-        match session.dialect().writes_alone {
-            true => insert_alike(session, &new).await?,
-            false => insert_all(session, &new, None).await?,
-        }
+        insert_all(session, &new, None).await?;
         insert_all(session, &replaced, Some(expect)).await?;
         delete_labels(session, replaced.iter().copied().filter(|record| !record.record.labels.is_empty())).await?;
         insert_labels(session, new.iter().chain(&replaced).copied()).await?;
@@ -403,22 +392,74 @@ async fn read_known<'a>(session: &mut dyn Session, batch: &[Entry]) -> Result<Ha
     Ok(known)
 }
 
-const COLUMNS: [&str; 14] = [
-    "id",
-    "tenant",
-    "name",
-    "function_id",
-    "state",
-    "class",
-    "caller",
-    "created_at",
-    "finished_at",
-    "format",
-    "document",
-    "payload",
-    "result",
-    "logs",
-];
+/// A column of the rows of records.
+struct Column {
+    name: &'static str,
+    /// What decides whether many rows have the same in it.
+    of: Of,
+    value: fn(&Encoded) -> Value,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Row,
+    Tenant,
+    Function,
+    Caller,
+    State,
+    Kept,
+    Program,
+}
+
+const COLUMNS: [Column; 14] = {
+    use Of::{Caller, Function, Kept, Program, Row, State, Tenant};
+    const fn column(name: &'static str, of: Of, value: fn(&Encoded) -> Value) -> Column {
+        Column { name, of, value }
+    }
+    fn kept(kept: Option<&KeptBytes>) -> Value {
+        kept.map(|kept| &*kept.bytes).into()
+    }
+    [
+        column("id", Row, |encoded| encoded.id.as_str().into()),
+        column("tenant", Tenant, |encoded| Value::Shared(encoded.record.key.tenant.clone().into())),
+        column("name", Function, |encoded| Value::Shared(encoded.record.key.name.clone().into())),
+        column("function_id", Function, |encoded| encoded.record.function.to_string().into()),
+        column("state", State, |encoded| encoded.record.state.as_str().into()),
+        column("class", State, |encoded| encoded.class().into()),
+        column("caller", Caller, |encoded| Value::Shared(encoded.record.caller.clone().into())),
+        column("created_at", Row, |encoded| encoded.record.created_at.as_micros().into()),
+        column("finished_at", Row, |encoded| encoded.record.finished_at.map(Timestamp::as_micros).into()),
+        column("format", Program, |_| record_row::FORMAT.into()),
+        column("document", Row, |encoded| Value::Shared(Arc::clone(&encoded.document))),
+        column("payload", Kept, |encoded| kept(encoded.record.payload.as_ref())),
+        column("result", Kept, |encoded| kept(encoded.record.result.as_ref())),
+        column("logs", Kept, |encoded| kept(encoded.record.logs.as_ref())),
+    ]
+};
+
+impl Of {
+    /// Whether two rows have the same there.
+    fn is_same(self, one: &Encoded, two: &Encoded) -> bool {
+        let (a, b) = (&*one.record, &*two.record);
+        match self {
+            Self::Row => false,
+            Self::Tenant => a.key.tenant == b.key.tenant,
+            Self::Function => a.function == b.function && a.key == b.key,
+            Self::Caller => a.caller == b.caller,
+            Self::State => a.state == b.state && one.class() == two.class(),
+            // Bytes that happen to be the same are not looked for.
+            Self::Kept => one.kept().into_iter().chain(two.kept()).all(Option::is_none),
+            Self::Program => true,
+        }
+    }
+
+    /// What all rows have in common.
+    fn common(rows: &[&Encoded]) -> Vec<Self> {
+        let Some((first, rest)) = rows.split_first() else { return Vec::new() };
+        let all = [Self::Tenant, Self::Function, Self::Caller, Self::State, Self::Kept, Self::Program];
+        all.into_iter().filter(|of| rest.iter().all(|row| of.is_same(first, row))).collect()
+    }
+}
 
 /// Those of them that may differ between an execution's beginning and its end.
 const CHANGING: [&str; 8] = ["state", "class", "finished_at", "format", "document", "payload", "result", "logs"];
@@ -440,32 +481,27 @@ pub(super) fn pieces<'a, T>(mut items: &'a [T], size: impl Fn(&T) -> usize + 'a)
     })
 }
 
+/// Inserts rows in their order. What many have in common is an argument once, where the engine takes that, and not one in each row.
 async fn insert_all(session: &mut dyn Session, records: &[&Encoded], replace: Option<Expect>) -> Result<(), Fault> {
     let dialect = session.dialect();
     for piece in pieces(records, |record| record.bytes()) {
         let into = if replace.is_none() { dialect.insert_new } else { "INSERT INTO" };
-        let insert = format!("{into} fg_invocations ({}) VALUES ", COLUMNS.join(", "));
-        let mut statement = dialect.sql(&insert);
+        let shares = dialect.selects_values && replace.is_none() && piece.len() >= STEP;
+        let common = if shares { Of::common(piece) } else { Vec::new() };
+        let (once, own): (Vec<_>, Vec<_>) = COLUMNS.iter().partition(|column| common.contains(&column.of));
+        let names: Vec<_> = own.iter().chain(&once).map(|column| column.name).collect();
+        let mut statement = dialect.sql(&format!("{into} fg_invocations ({}) ", names.join(", ")));
+        if let Some(first) = piece.first().filter(|_| !once.is_empty()) {
+            statement = statement.sql("SELECT v.*, ").list(once.iter().map(|column| (column.value)(first)));
+            statement = statement.sql(" FROM (");
+        }
+        statement = statement.sql("VALUES ");
         for (index, encoded) in piece.iter().enumerate() {
-            let record = &*encoded.record;
-            let kept = |kept: &Option<KeptBytes>| Value::from(kept.as_ref().map(|kept| &*kept.bytes));
-            let values = [
-                encoded.id.as_str().into(),
-                Value::Shared(record.key.tenant.clone().into()),
-                Value::Shared(record.key.name.clone().into()),
-                record.function.to_string().into(),
-                record.state.as_str().into(),
-                encoded.class().into(),
-                Value::Shared(record.caller.clone().into()),
-                record.created_at.as_micros().into(),
-                record.finished_at.map(Timestamp::as_micros).into(),
-                record_row::FORMAT.into(),
-                Value::Shared(Arc::clone(&encoded.document)),
-                kept(&record.payload),
-                kept(&record.result),
-                kept(&record.logs),
-            ];
-            statement = statement.sql(if index > 0 { ", (" } else { "(" }).list(values).sql(")");
+            statement = statement.sql(if index > 0 { ", (" } else { "(" });
+            statement = statement.list(own.iter().map(|column| (column.value)(encoded))).sql(")");
+        }
+        if !once.is_empty() {
+            statement = statement.sql(") v");
         }
         if replace.is_some() {
             statement = statement.sql(&dialect.upsert("id", &CHANGING));
@@ -478,52 +514,6 @@ async fn insert_all(session: &mut dyn Session, records: &[&Encoded], replace: Op
             return Err(Fault::Unexpected);
         }
     }
-    Ok(())
-}
-
-/// Inserts what is new, which comes in the order of ids. Many that are alike are a query over values, in which what they have in
-/// common is an argument once, not one in each row.
-async fn insert_alike(session: &mut dyn Session, records: &[&Encoded]) -> Result<(), Fault> {
-    let (mut bare, mut others): (Vec<_>, Vec<_>) = records.iter().copied().partition(|record| record.is_bare());
-    // Within each group they stay in their order.
-    bare.sort_by(|a, b| a.common().cmp(&b.common()));
-    for group in bare.chunk_by(|a, b| a.common() == b.common()) {
-        let (many, few) = group.split_at_checked(group.len() - group.len() % STEP).unwrap_or((&[], group));
-        others.extend_from_slice(few);
-        for piece in pieces(many, |record| record.bytes()) {
-            insert_piece_alike(session, piece).await?;
-        }
-    }
-    others.sort_unstable_by(|a, b| a.id.cmp(&b.id));
-    insert_all(session, &others, None).await
-}
-
-async fn insert_piece_alike(session: &mut dyn Session, piece: &[&Encoded]) -> Result<(), Fault> {
-    let Some(first) = piece.first() else { return Ok(()) };
-    let dialect = session.dialect();
-    let record = &*first.record;
-    let common = [
-        Value::Shared(record.key.tenant.clone().into()),
-        Value::Shared(record.key.name.clone().into()),
-        record.function.to_string().into(),
-        record.state.as_str().into(),
-        first.class().into(),
-        Value::Shared(record.caller.clone().into()),
-        record_row::FORMAT.into(),
-    ];
-    let columns = "id, created_at, finished_at, document, tenant, name, function_id, state, class, caller, format";
-    let insert = format!("{} fg_invocations ({columns}) SELECT v.*, ", dialect.insert_new);
-    let mut statement = dialect.sql(&insert).list(common).sql(" FROM (VALUES ");
-    for (index, encoded) in piece.iter().enumerate() {
-        let values = [
-            encoded.id.as_str().into(),
-            encoded.record.created_at.as_micros().into(),
-            encoded.record.finished_at.map(Timestamp::as_micros).into(),
-            Value::Shared(Arc::clone(&encoded.document)),
-        ];
-        statement = statement.sql(if index > 0 { ", (" } else { "(" }).list(values).sql(")");
-    }
-    session.execute(statement.sql(") v")).await?;
     Ok(())
 }
 

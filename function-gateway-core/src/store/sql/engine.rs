@@ -126,9 +126,8 @@ pub(super) struct Dialect {
     pub(super) notify: Option<&'static str>,
     /// How an insertion begins that undoes the transaction where a key is not new.
     pub(super) insert_new: &'static str,
-    /// Whether a writer is alone with the database, so that the order of its rows is of no matter to others. Such an engine has to take
-    /// `SELECT v.*, ? FROM (VALUES (?), (?)) v`, with arguments of any type.
-    pub(super) writes_alone: bool,
+    /// Whether an insertion can be a query over values, `SELECT v.*, ? FROM (VALUES (?), (?)) v`, with arguments of any type.
+    pub(super) selects_values: bool,
     /// How an insertion replaces the row that has its key.
     pub(super) upsert: Upsert,
 }
@@ -540,7 +539,7 @@ mod tests {
         skip_locked: "",
         notify: None,
         insert_new: "INSERT INTO",
-        writes_alone: false,
+        selects_values: false,
         #[cfg(any(feature = "sqlite", feature = "postgres"))]
         upsert: Upsert::OnConflict,
         #[cfg(not(any(feature = "sqlite", feature = "postgres")))]

@@ -32,7 +32,7 @@ static DIALECT: Dialect = Dialect {
     skip_locked: " FOR UPDATE SKIP LOCKED",
     notify: None,
     insert_new: "INSERT INTO",
-    writes_alone: false,
+    selects_values: false,
     upsert: Upsert::OnDuplicateKey,
 };
 

@@ -28,7 +28,7 @@ static DIALECT: Dialect = Dialect {
     skip_locked: " FOR UPDATE SKIP LOCKED",
     notify: Some("SELECT pg_notify('fg_queue', "),
     insert_new: "INSERT INTO",
-    writes_alone: false,
+    selects_values: false,
     upsert: Upsert::OnConflict,
 };
 

@@ -32,7 +32,7 @@ static DIALECT: Dialect = Dialect {
     notify: None,
     // Otherwise it keeps what it would have to undo of the statement alone, which for many rows is a new temporary file each time.
     insert_new: "INSERT OR ROLLBACK INTO",
-    writes_alone: true,
+    selects_values: true,
     upsert: Upsert::OnConflict,
 };
 
