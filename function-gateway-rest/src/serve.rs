@@ -87,6 +87,20 @@ impl ServeOptions {
         self
     }
 
+    /// Sets how large the head of a request may be.
+    #[must_use]
+    pub fn with_max_header_bytes(mut self, bytes: usize) -> Self {
+        self.max_header_bytes = bytes;
+        self
+    }
+
+    /// Sets how many requests an HTTP/2 connection has under way at most.
+    #[must_use]
+    pub fn with_max_streams(mut self, streams: u32) -> Self {
+        self.max_streams = streams;
+        self
+    }
+
     /// Sets how many connections there are at most.
     #[must_use]
     pub fn with_max_connections(mut self, connections: usize) -> Self {

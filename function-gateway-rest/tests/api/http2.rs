@@ -158,8 +158,7 @@ async fn an_answer_that_breaks_off_is_a_stream_that_is_reset() {
 
 #[tokio::test]
 async fn more_streams_than_there_may_be_wait_for_their_turn() {
-    let mut serve = ServeOptions::default();
-    serve.max_streams = 2;
+    let serve = ServeOptions::default().with_max_streams(2);
     let server = server(Setup { serve, ..Setup::default() }).await;
     let gate = Gate::new();
     server.engine.on_invoke(waiting(&gate));
@@ -178,8 +177,7 @@ async fn more_streams_than_there_may_be_wait_for_their_turn() {
 
 #[tokio::test]
 async fn a_head_that_is_too_large_is_refused_and_the_connection_goes_on() {
-    let mut serve = ServeOptions::default();
-    serve.max_header_bytes = 8 * 1024;
+    let serve = ServeOptions::default().with_max_header_bytes(8 * 1024);
     let server = server(Setup { serve, ..Setup::default() }).await;
     let connection = Connection::to(&server).await;
     let with = |value: usize, headers: usize| {
