@@ -4,15 +4,16 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{FromRequest, FromRequestParts, OriginalUri, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, OriginalUri, RawPathParams, Request};
 use function_gateway_core::{
-    CallContext, Deadline, Error, ErrorKind, InvocationId, Principal, PrincipalId, Result as CoreResult, TraceParent,
-    Violation,
+    CallContext, Deadline, Error, ErrorKind, FunctionName, Generation, InvocationId, Principal, PrincipalId,
+    Result as CoreResult, TraceParent, Violation,
 };
 use http::header::{self, HeaderName};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
-use serde::de::DeserializeOwned;
+use serde::de::value::StrDeserializer;
+use serde::de::{DeserializeOwned, IntoDeserializer as _};
 
 use crate::api::Api;
 use crate::auth::not_valid;
@@ -141,7 +142,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Below {
     }
 }
 
-/// What stands in the path.
+/// What stands in the path, of which a route has one part.
 #[derive(Debug)]
 pub(crate) struct InPath<T>(pub(crate) T);
 
@@ -149,15 +150,41 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for InPath<
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        match Path::<T>::from_request_parts(parts, state).await {
-            Ok(Path(value)) => Ok(Self(value)),
-            Err(rejection) => {
-                let text = rejection.body_text();
-                let reason = text.split_once(": ").map_or(text.as_str(), |(_, reason)| reason);
-                Err(invalid(format!("the path is not right: {reason}")))
-            }
-        }
+        let [part] = own_parts(parts, state).await?;
+        read_part(&part).map(Self)
     }
+}
+
+/// A revision, by the name of its function and its generation in the path.
+#[derive(Debug)]
+pub(crate) struct RevisionInPath(pub(crate) FunctionName, pub(crate) Generation);
+
+impl<S: Send + Sync> FromRequestParts<S> for RevisionInPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let [name, generation] = own_parts(parts, state).await?;
+        let number = generation.parse().ok().and_then(Generation::new);
+        let wrong = || {
+            invalid(format!("the path is not right: {generation:?} is no generation, which is a whole number from 1"))
+        };
+        Ok(Self(read_part(&name)?, number.ok_or_else(wrong)?))
+    }
+}
+
+/// The parts of the path that are a route's own. The host's come first, where it has mounted the router below parts of its own.
+async fn own_parts<const N: usize, S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<[String; N], Problem> {
+    let all = RawPathParams::from_request_parts(parts, state).await;
+    let all = all.map_err(|rejection| invalid(format!("the path is not right: {}", rejection.body_text())))?;
+    let all: Vec<_> = all.iter().map(|(_, part)| part).collect();
+    let own = all.last_chunk().ok_or_else(|| invalid("the path is not right: a part is missing"))?;
+    Ok(own.map(str::to_owned))
+}
+
+/// A part of the path as what it is to be.
+fn read_part<T: DeserializeOwned>(part: &str) -> Result<T, Problem> {
+    let part: StrDeserializer<'_, serde::de::value::Error> = part.into_deserializer();
+    T::deserialize(part).map_err(|error| invalid(format!("the path is not right: {error}")))
 }
 
 /// What stands in the query. A parameter that is not known is refused.

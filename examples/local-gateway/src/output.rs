@@ -33,14 +33,14 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
 /// Tells something beside the output.
 pub(crate) fn note(text: &str) {
     // Where nobody can be told, there is nothing to do about it.
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", shown(text));
 }
 
 /// Writes a list: a line for each row, below their names.
 pub(crate) fn table<const N: usize>(names: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> io::Result<()> {
     let mut table = plain();
     table.set_header(names);
-    table.add_rows(rows);
+    table.add_rows(rows.into_iter().map(|row| row.map(|cell| shown(&cell))));
     write(&table)
 }
 
@@ -56,10 +56,16 @@ pub(crate) fn details<const N: usize>(parts: [(&str, Option<String>); N]) -> io:
     let mut table = plain();
     for (name, value) in parts {
         if let Some(value) = value {
-            table.add_row([name, value.trim_end()]);
+            table.add_row([name, shown(&value).trim_end()]);
         }
     }
     write(&table)
+}
+
+/// A text without what a terminal would take for a command: part of it may be a function's own words.
+fn shown(text: &str) -> String {
+    let is_of_text = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().map(|c| if is_of_text(&c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }
 
 fn plain() -> Table {
@@ -108,5 +114,15 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_functions_words_command_no_terminal() {
+        assert_eq!(shown("a\tb\nc \u{1b}[2J\u{9b}1m\r\u{e9}"), "a\tb\nc \u{fffd}[2J\u{fffd}1m\u{fffd}\u{e9}");
     }
 }

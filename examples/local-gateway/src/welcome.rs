@@ -100,7 +100,7 @@ impl Welcome<'_> {
             };
             let tenant = &self.config.tenant;
             lines.push(format!(
-                "export FUNCTION_GATEWAY_KEY=$({program} keys create {flags} --tenant {tenant} --principal me --scope admin)"
+                "export FUNCTION_GATEWAY_KEY=$({program} keys create {flags} --tenant {tenant} --principal ada --scope admin)"
             ));
             curl.push_str(" -H \"X-Api-Key: $FUNCTION_GATEWAY_KEY\"");
         }

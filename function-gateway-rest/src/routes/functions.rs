@@ -23,7 +23,9 @@ use crate::api::Api;
 use crate::document::{
     Checked, FunctionDocument, List, LogLineDocument, NewFunction, RevisionDocument, RollBack, ScaleTo,
 };
-use crate::extract::{Caller, Document, InPath, InQuery, document_bytes, labels, page_request, read_json, read_value};
+use crate::extract::{
+    Caller, Document, InPath, InQuery, RevisionInPath, document_bytes, labels, page_request, read_json, read_value,
+};
 use crate::problem::{Problem, ProblemDocument};
 use crate::responses::{Changes, Found, Guarded, Optional, Reads, Specified};
 
@@ -392,7 +394,7 @@ async fn revisions(
 async fn revision(
     State(api): State<Arc<Api>>,
     caller: Caller,
-    InPath((name, generation)): InPath<(FunctionName, Generation)>,
+    RevisionInPath(name, generation): RevisionInPath,
     headers: HeaderMap,
 ) -> Answer {
     let revision = api.gateway.revision(&caller.context(), &name, generation).await?;

@@ -1,6 +1,6 @@
 //! Calls of functions: what comes in goes to the function, and what the function answers goes back.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -147,11 +147,17 @@ fn function_url(
     State(api): State<Arc<Api>>,
     caller: Caller,
     below: Below,
-    InPath(params): InPath<HashMap<String, String>>,
     request: Request,
 ) -> impl Future<Output = Result<Response, Problem>> + Send {
+    // What a tunnel would carry does not pass, and an answer to this method has no body (RFC 9110, section 9.3.6).
+    let name = match *request.method() {
+        Method::CONNECT => Err(Problem::method_not_allowed(request.method())),
+        _ => name_in(&request),
+    };
     let path = Some(own_path(&request, "http"));
-    Call { api, caller, below, route: Route::FunctionUrl, path }.make(name_of(&params), request)
+    let call = Call { api, caller, below, route: Route::FunctionUrl, path };
+    let made = name.map(|name| call.make(&name, request));
+    async move { made?.await }
 }
 
 /// A request to the function's own URL, for later.
@@ -159,15 +165,19 @@ fn submit_url(
     State(api): State<Arc<Api>>,
     caller: Caller,
     below: Below,
-    InPath(params): InPath<HashMap<String, String>>,
     request: Request,
 ) -> impl Future<Output = Result<Response, Problem>> + Send {
     let path = Some(own_path(&request, "submit/http"));
-    Call { api, caller, below, route: Route::Submit, path }.make(name_of(&params), request)
+    let call = Call { api, caller, below, route: Route::Submit, path };
+    let made = name_in(&request).map(|name| call.make(&name, request));
+    async move { made?.await }
 }
 
-fn name_of(params: &HashMap<String, String>) -> &str {
-    params.get("name").map(String::as_str).unwrap_or_default()
+/// The name in `/v1/functions/NAME/ROUTE`. What comes behind it is the function's, and need not be UTF-8.
+fn name_in(request: &Request) -> Result<String, Problem> {
+    let name = request.uri().path().split('/').nth(3).unwrap_or_default();
+    let name = percent_encoding::percent_decode_str(name).decode_utf8();
+    name.map(Cow::into_owned).map_err(|_| invalid("the path is not right: the function's name is not UTF-8"))
 }
 
 /// The function's part of `/v1/functions/NAME/ROUTE`, as it stands in the request, not decoded.
@@ -405,6 +415,7 @@ fn header_text(text: &str) -> String {
     responses((status = 200, description = "What was found", body = Checked), Guarded, Found,
         (status = 408, description = "The body did not come in time", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, description = "The payload is larger than the limit that the answer names", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 504, description = "It took longer than a call of the function may", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 501, description = "The name has an alias, which are reserved", body = ProblemDocument, content_type = "application/problem+json")),
 )]
 async fn validate_payload(

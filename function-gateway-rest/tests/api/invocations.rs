@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use function_gateway_core::{Error, ErrorKind, FunctionFailure, InvokeResponse};
-use function_gateway_testkit::{Gate, Handler};
+use function_gateway_testkit::{Gate, Handler, Op};
 use futures_util::StreamExt as _;
 use http::header::{HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
@@ -103,6 +103,47 @@ async fn a_failure_without_a_status_says_what_it_is() {
 }
 
 #[tokio::test]
+async fn a_host_may_mount_the_api_below_parts_of_its_own() {
+    let server = Server::with(Setup { below: "/tenants/{tenant}/{of}", ..Setup::default() }).await;
+    let below = "/tenants/caf%C3%A9/7";
+    let spec = crate::common::spec();
+    let created = server.post(&format!("{below}/v1/functions"), &json!({"name": "web", "spec": spec})).send().await;
+    assert_eq!(header(&created.unwrap(), "location"), format!("{below}/v1/functions/web"));
+    let (handler, seen) = remembering();
+    server.engine.on_invoke(handler);
+    for (path, expected) in [
+        ("/v1/functions/web", 200),
+        ("/v1/functions/w%65b", 200),
+        ("/v1/functions/web/revisions/1", 200),
+        ("/v1/functions/web/revisions/0", 400),
+        ("/v1/functions/web/revisions/x", 400),
+        ("/v1/functions/no%20name", 400),
+        ("/v1/functions/w%65b/http/a", 200),
+        ("/v1/functions/%FF/http/a", 400),
+        ("/v1/functions/%FF", 400),
+    ] {
+        let answer = server.get(&format!("{below}{path}")).send().await.unwrap();
+        assert_eq!(answer.status(), expected, "{path}: {}", answer.text().await.unwrap());
+    }
+    let answer = server.request(Method::POST, &format!("{below}/v1/functions/web/invocations")).body("x").send().await;
+    assert_eq!(answer.unwrap().status(), StatusCode::OK);
+    assert_eq!(seen.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_tunnel_is_refused() {
+    let server = Server::start().await;
+    server.create("web").await;
+    let request = format!(
+        "CONNECT /v1/functions/web/http/x HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nconnection: close\r\n\r\n",
+        server.admin
+    );
+    let answer = server.raw(request.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+    assert_eq!(server.engine.count(Op::Invoke), 0);
+}
+
+#[tokio::test]
 async fn the_functions_own_url_passes_everything_through() {
     for below in ["", "/deep/below"] {
         let server = Server::with(Setup { below, ..Setup::default() }).await;
@@ -119,6 +160,7 @@ async fn the_functions_own_url_passes_everything_through() {
             ("DELETE", "/http/a%2Fb/..%2f/http/c?", "DELETE /a%2Fb/..%2f/http/c?"),
             ("OPTIONS", "/http//twice", "OPTIONS //twice?-"),
             ("PURGE", "/http/own-method", "PURGE /own-method?-"),
+            ("GET", "/http/caf%E9", "GET /caf%E9?-"),
         ] {
             let request = format!(
                 "{method} {below}/v1/functions/web{path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nx-own: 1\r\n\
