@@ -16,6 +16,8 @@ pub(crate) const ANSWERED_BY: HeaderName = HeaderName::from_static("x-function-a
 const TYPE: &str = "urn:function-gateway:error:";
 /// After how long to try again where the error itself does not say.
 pub(crate) const RETRY_AFTER_SECONDS: u64 = 1;
+/// The same where somebody has to repair something first.
+const REPAIR_SECONDS: u64 = 60;
 
 /// What went wrong with a request.
 #[derive(Debug, Clone)]
@@ -152,8 +154,9 @@ impl From<Error> for Problem {
         let status = StatusCode::from_u16(kind.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let is_for_now = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         let may_come_again = is_for_now || kind == ErrorKind::InProgress;
-        if may_come_again && error.retry() != Retry::Never {
-            let seconds = error.retry_after().map_or(RETRY_AFTER_SECONDS, |after| {
+        if may_come_again {
+            let usual = if error.retry() == Retry::Never { REPAIR_SECONDS } else { RETRY_AFTER_SECONDS };
+            let seconds = error.retry_after().map_or(usual, |after| {
                 after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(RETRY_AFTER_SECONDS)
             });
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -216,6 +219,7 @@ mod tests {
             (ErrorKind::RateLimited, Some(Duration::from_millis(1500)), Some("2")),
             (ErrorKind::RateLimited, Some(Duration::from_millis(3)), Some("1")),
             (ErrorKind::ShuttingDown, None, Some("1")),
+            (ErrorKind::NotReady, None, Some("1")),
             (ErrorKind::InProgress, None, Some("1")),
             (ErrorKind::Conflict, None, None),
             (ErrorKind::NotFound, None, None),
@@ -228,5 +232,7 @@ mod tests {
             let told = problem.0.headers.get(header::RETRY_AFTER).map(|value| value.to_str().unwrap());
             assert_eq!(told, expected, "{kind}");
         }
+        let broken = Problem::from(Error::new(ErrorKind::NotReady, "it failed").with_retry(Retry::Never));
+        assert_eq!(broken.0.headers[header::RETRY_AFTER], "60");
     }
 }
