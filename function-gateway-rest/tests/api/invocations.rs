@@ -7,6 +7,7 @@ use futures_util::StreamExt as _;
 use http::header::{HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::common::{Server, Setup, header, json_of, problem, remembering, until, waiting};
 
@@ -333,6 +334,16 @@ async fn a_client_that_hangs_up_cancels_its_call() {
     assert_eq!((&record["state"], &record["failure"]["class"]), (&json!("cancelled"), &json!("cancelled")));
 }
 
+/// Waits until the one call is cancelled, and recorded so.
+async fn is_cancelled(server: &Server) {
+    until("the function is cancelled", async || server.engine.in_flight() == 0).await;
+    let cancelled = async || {
+        let list = server.get("/v1/executions?state=cancelled").send().await.unwrap();
+        json_of(list, StatusCode::OK).await["items"].as_array().unwrap().len()
+    };
+    until("it is recorded", async || cancelled().await == 1).await;
+}
+
 #[tokio::test]
 async fn a_client_that_hangs_up_before_the_answer_cancels_its_call() {
     let server = Server::start().await;
@@ -343,12 +354,21 @@ async fn a_client_that_hangs_up_before_the_answer_cancels_its_call() {
     let call = tokio::spawn(call.send());
     gate.reached_by(1).await;
     call.abort();
-    until("the function is cancelled", async || server.engine.in_flight() == 0).await;
-    let cancelled = async || {
-        let list = server.get("/v1/executions?state=cancelled").send().await.unwrap();
-        json_of(list, StatusCode::OK).await["items"].as_array().unwrap().len()
-    };
-    until("it is recorded", async || cancelled().await == 1).await;
+    is_cancelled(&server).await;
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_side_before_the_answer_cancels_its_call() {
+    let server = Server::start().await;
+    server.create("slow").await;
+    let gate = Gate::new();
+    server.engine.on_invoke(waiting(&gate));
+    let mut client = server.connect().await;
+    let head = "POST /v1/functions/slow/invocations HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\nauthorization: Bearer";
+    client.write_all(format!("{head} {}\r\n\r\nx", server.admin).as_bytes()).await.unwrap();
+    gate.reached_by(1).await;
+    client.shutdown().await.unwrap();
+    is_cancelled(&server).await;
 }
 
 #[tokio::test]
