@@ -151,7 +151,10 @@ fn function_url(
 ) -> impl Future<Output = Result<Response, Problem>> + Send {
     // What a tunnel would carry does not pass, and an answer to this method has no body (RFC 9110, section 9.3.6).
     let name = match *request.method() {
-        Method::CONNECT => Err(Problem::method_not_allowed(request.method())),
+        Method::CONNECT => {
+            let allow = HeaderValue::from_static("GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE");
+            Err(Problem::method_not_allowed(request.method()).with_header(header::ALLOW, allow))
+        }
         _ => name_in(&request),
     };
     let path = Some(own_path(&request, "http"));

@@ -141,6 +141,7 @@ async fn a_tunnel_is_refused() {
     );
     let answer = server.raw(request.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+    assert!(answer.contains("\r\nallow: GET, HEAD, "), "{answer}");
     assert_eq!(server.engine.count(Op::Invoke), 0);
 }
 
