@@ -206,6 +206,12 @@ pub(crate) async fn problem(response: Response, status: u16, code: &str) -> Valu
     problem
 }
 
+/// The executions that have ended so.
+pub(crate) async fn executions(server: &Server, state: &str) -> Vec<Value> {
+    let list = server.get(&format!("/v1/executions?state={state}")).send().await.unwrap();
+    json_of(list, StatusCode::OK).await["items"].as_array().unwrap().clone()
+}
+
 pub(crate) fn header<'a>(response: &'a Response, name: &str) -> &'a str {
     response.headers().get(name).unwrap_or_else(|| panic!("{name} of {response:?}")).to_str().unwrap()
 }

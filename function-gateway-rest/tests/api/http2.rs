@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::common::{LONG, Server, Setup, until, waiting};
+use crate::common::{LONG, Server, Setup, executions, until, waiting};
 
 /// One connection.
 struct Connection {
@@ -76,12 +76,6 @@ async fn text(answer: http::Response<Body>) -> String {
 /// An upload that begins, and then stands still.
 fn standing(start: &'static str) -> Body {
     Body::from_stream(iter([Ok::<_, std::io::Error>(Bytes::from(start))]).chain(pending()))
-}
-
-/// The executions that have ended so.
-async fn executions(server: &Server, state: &str) -> Vec<Value> {
-    let list = server.get(&format!("/v1/executions?state={state}")).send().await.unwrap();
-    crate::common::json_of(list, StatusCode::OK).await["items"].as_array().unwrap().clone()
 }
 
 /// One call was cancelled, and is recorded so.

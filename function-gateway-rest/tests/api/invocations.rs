@@ -9,7 +9,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::common::{Server, Setup, header, json_of, problem, remembering, until, waiting};
+use crate::common::{Server, Setup, executions, header, json_of, problem, remembering, until, waiting};
 
 #[tokio::test]
 async fn a_call_gets_the_functions_answer() {
@@ -338,11 +338,7 @@ async fn a_client_that_hangs_up_cancels_its_call() {
 /// Waits until the one call is cancelled, and recorded so.
 async fn is_cancelled(server: &Server) {
     until("the function is cancelled", async || server.engine.in_flight() == 0).await;
-    let cancelled = async || {
-        let list = server.get("/v1/executions?state=cancelled").send().await.unwrap();
-        json_of(list, StatusCode::OK).await["items"].as_array().unwrap().len()
-    };
-    until("it is recorded", async || cancelled().await == 1).await;
+    until("it is recorded", async || executions(server, "cancelled").await.len() == 1).await;
 }
 
 #[tokio::test]
