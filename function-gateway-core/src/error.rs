@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::InvalidName;
+use crate::{InvalidName, Timings};
 
 /// The result of everything that can fail in the gateway.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -295,6 +295,7 @@ struct Inner {
     context: Vec<(&'static str, String)>,
     violations: Vec<Violation>,
     retry_after: Option<Duration>,
+    timings: Option<Timings>,
     detail: Option<String>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
@@ -312,6 +313,7 @@ impl Error {
             context: Vec::new(),
             violations: Vec::new(),
             retry_after: None,
+            timings: None,
             detail: None,
             source: None,
         }))
@@ -371,6 +373,13 @@ impl Error {
     #[must_use]
     pub fn with_retry_after(mut self, after: Duration) -> Self {
         self.0.retry_after = Some(after);
+        self
+    }
+
+    /// Says how long each phase of the call took that failed.
+    #[must_use]
+    pub(crate) fn with_timings(mut self, timings: Timings) -> Self {
+        self.0.timings = Some(timings);
         self
     }
 
@@ -452,6 +461,12 @@ impl Error {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
+    }
+
+    /// How long each phase took of the call that failed, where it was let in by this process.
+    #[must_use]
+    pub fn timings(&self) -> Option<Timings> {
+        self.0.timings
     }
 
     /// What only the host's operators may read.

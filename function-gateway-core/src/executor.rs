@@ -38,7 +38,8 @@ pub trait FunctionExecutor: std::fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// What is wrong with the call, or what the gateway or the engine could not do. Each names its kind, whether trying
-    /// again may help, and whether the function can have run. The context holds the invocation's id.
+    /// again may help, and whether the function can have run. The context holds the invocation's id, and
+    /// [`Error::timings`] how long each phase took of a call that was let in.
     ///
     /// # Cancel safety
     /// Dropping the future, or the body of the answer, gives the call up; it is recorded as cancelled.
@@ -432,7 +433,7 @@ impl Host {
                 response.call = Some(state);
                 Ok(response)
             }
-            Err(error) => Err(state.redactor().error(error)),
+            Err(error) => Err(state.redactor().error(error).with_timings(state.timings())),
         }
     }
 

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::MethodFilter;
 use function_gateway_core::{
     CallContext, Deadline, Error, ErrorKind, FunctionExecutor as _, FunctionRef, InvocationId, InvokeRequest,
-    InvokeResponse, Outcome, Receipt, TimedPhase, Timestamp, Waited, call_header, for_one_hop_without,
+    InvokeResponse, Outcome, Receipt, TimedPhase, Timestamp, Timings, Waited, call_header, for_one_hop_without,
 };
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
@@ -261,14 +261,15 @@ async fn submitted(
     Ok(answer.unwrap_or_else(|| accepted(receipt, below, is_preferred)))
 }
 
-/// A problem that names the execution that it is about, where there is one.
+/// A problem that names the execution that it is about, where there is one, and says how long that took.
 pub(super) fn of_execution(error: Error) -> Problem {
     let id = error.context_value("invocation").and_then(|id| HeaderValue::from_str(id).ok());
-    let problem = Problem::from(error);
-    match id {
-        Some(id) => problem.with_header(INVOCATION_ID, id),
+    let timing = error.timings().and_then(|timings| server_timing(&timings));
+    let headers = [(INVOCATION_ID, id), (SERVER_TIMING, timing)];
+    headers.into_iter().fold(Problem::from(error), |problem, (name, value)| match value {
+        Some(value) => problem.with_header(name, value),
         None => problem,
-    }
+    })
 }
 
 /// The answer to what was submitted, where it comes within the caller's patience and is kept.
@@ -372,18 +373,7 @@ pub(super) fn answered(answer: InvokeResponse, is_head: bool) -> Response {
         if let Ok(id) = HeaderValue::try_from(call.id.to_string()) {
             headers.insert(INVOCATION_ID, id);
         }
-        let mut timing = String::with_capacity(96);
-        let timings = call.timings();
-        for phase in TimedPhase::ALL {
-            if let Some(took) = timings.get(phase) {
-                let separator = if timing.is_empty() { "" } else { ", " };
-                timing.extend([separator, phase.as_str(), ";dur="]);
-                push_millis(&mut timing, took);
-            }
-        }
-        if let Some(timing) = Some(timing).filter(|timing| !timing.is_empty())
-            && let Ok(timing) = HeaderValue::try_from(timing)
-        {
+        if let Some(timing) = server_timing(&call.timings()) {
             headers.insert(SERVER_TIMING, timing);
         }
     }
@@ -391,6 +381,19 @@ pub(super) fn answered(answer: InvokeResponse, is_head: bool) -> Response {
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
+}
+
+/// The time of each phase that occurred, as metrics of `Server-Timing` (<https://www.w3.org/TR/server-timing/>).
+fn server_timing(timings: &Timings) -> Option<HeaderValue> {
+    let mut text = String::with_capacity(96);
+    for phase in TimedPhase::ALL {
+        if let Some(took) = timings.get(phase) {
+            let separator = if text.is_empty() { "" } else { ", " };
+            text.extend([separator, phase.as_str(), ";dur="]);
+            push_millis(&mut text, took);
+        }
+    }
+    (!text.is_empty()).then(|| HeaderValue::try_from(text).ok()).flatten()
 }
 
 /// Adds a time in milliseconds, with three decimal places.

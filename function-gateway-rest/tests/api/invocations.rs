@@ -54,6 +54,30 @@ async fn one_status_tells_by_a_header_whose_it_is() {
 }
 
 #[tokio::test]
+async fn who_gets_no_answer_of_the_function_is_told_too_what_took_the_time() {
+    let server = Server::start().await;
+    server.create("late").await;
+    server.create_with("strict", json!({"input_schema": {"type": "object"}})).await;
+    server.engine.on_invoke(waiting(&Gate::new()));
+    let call = server.request(Method::POST, "/v1/functions/late/invocations").header("x-function-timeout-ms", "20");
+    let late = call.send().await.unwrap();
+    let timing = header(&late, "server-timing").to_owned();
+    problem(late, 504, "deadline_exceeded").await;
+    for phase in ["driver;dur=", "total;dur="] {
+        let (_, millis) = timing.split_once(phase).unwrap_or_else(|| panic!("{timing}"));
+        let millis: f64 = millis.split(',').next().unwrap().parse().unwrap();
+        assert!(millis > 0.0, "{timing}");
+    }
+    let refused = server.invoke("strict", "7").await;
+    let timing = header(&refused, "server-timing").to_owned();
+    problem(refused, 422, "invalid_input").await;
+    assert!(timing.contains("validate;dur=") && !timing.contains("driver"), "{timing}");
+    // Nothing was spent on it.
+    let none = server.invoke("none", "").await;
+    assert!(!none.headers().contains_key("server-timing"));
+}
+
+#[tokio::test]
 async fn a_function_does_not_speak_for_the_gateway() {
     let server = Server::start().await;
     server.create("liar").await;
