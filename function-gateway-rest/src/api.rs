@@ -7,9 +7,9 @@ use std::time::Duration;
 use axum::Router;
 use function_gateway_core::{Error, ErrorKind, Gateway, Result};
 use function_gateway_events::EventBroker;
-use http::{HeaderName, HeaderValue};
 
 use crate::auth::Authenticator;
+use crate::cors::Cors;
 use crate::readiness::Readiness;
 use crate::routes;
 
@@ -65,53 +65,6 @@ impl RestOptions {
     pub fn with_cors(mut self, cors: Cors) -> Self {
         self.cors = Some(cors);
         self
-    }
-}
-
-/// Which pages of other origins may call (Fetch standard, CORS protocol).
-///
-/// `OPTIONS` requests are then answered by the gateway, also those to functions.
-#[derive(Debug, Clone)]
-pub struct Cors(pub(crate) CorsOrigins);
-
-#[derive(Debug, Clone)]
-pub(crate) enum CorsOrigins {
-    Any,
-    List(Vec<HeaderValue>),
-}
-
-impl Cors {
-    /// Pages of every origin, without the browser's own credentials (cookies).
-    #[must_use]
-    pub fn any_origin() -> Self {
-        Self(CorsOrigins::Any)
-    }
-
-    /// Pages of these origins, such as `https://app.example.com`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidArgument`] for what is no origin: scheme, host and, where it is not the usual one, port, and no more.
-    pub fn origins<I: IntoIterator<Item = S>, S: AsRef<str>>(origins: I) -> Result<Self> {
-        let origin = |origin: S| {
-            let origin = origin.as_ref();
-            // As browsers write them, since they are compared byte by byte.
-            let is_one = origin.split_once("://").is_some_and(|(scheme, host)| {
-                let usual_port = if scheme == "https" { ":443" } else { ":80" };
-                matches!(scheme, "http" | "https")
-                    && !host.is_empty()
-                    && !host.ends_with(usual_port)
-                    && host
-                        .bytes()
-                        .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b':' | b'[' | b']'))
-            });
-            let value = HeaderValue::from_str(origin).ok().filter(|_| is_one);
-            value.ok_or_else(|| {
-                let message = format!("{origin:?} is no origin as browsers send it: one is like https://app.example.com, in small letters, without a path and \
-                     without the usual port");
-                Error::new(ErrorKind::InvalidArgument, message)
-            })
-        };
-        origins.into_iter().map(origin).collect::<Result<_>>().map(|origins| Self(CorsOrigins::List(origins)))
     }
 }
 
@@ -246,17 +199,3 @@ impl RestApiBuilder {
         Ok(RestApi(Arc::new(Api { gateway, broker, authenticators, options, metrics, readiness })))
     }
 }
-
-/// Headers of answers that scripts of other origins may read.
-pub(crate) const EXPOSED_HEADERS: [HeaderName; 10] = [
-    http::header::ETAG,
-    http::header::LOCATION,
-    http::header::RETRY_AFTER,
-    HeaderName::from_static("server-timing"),
-    crate::envelope::REQUEST_ID,
-    crate::problem::ANSWERED_BY,
-    crate::routes::PREFERENCE_APPLIED,
-    crate::routes::invocations::INVOCATION_ID,
-    crate::routes::invocations::OUTCOME,
-    crate::routes::invocations::FAILURE,
-];

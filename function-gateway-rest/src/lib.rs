@@ -10,6 +10,7 @@
 
 mod api;
 pub mod auth;
+mod cors;
 mod document;
 mod envelope;
 mod extract;
@@ -22,8 +23,9 @@ mod routes;
 #[cfg(feature = "serve")]
 pub mod serve;
 
-pub use api::{Cors, RestApi, RestApiBuilder, RestOptions, openapi_json};
+pub use api::{RestApi, RestApiBuilder, RestOptions, openapi_json};
 pub use auth::{Anonymous, ApiKeyAuthenticator, Authenticated, Authenticator, HostPrincipal, MintedKey};
+pub use cors::Cors;
 
 /// The code in docs/rest.md, compiled.
 #[cfg(doctest)]

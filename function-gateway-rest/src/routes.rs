@@ -14,13 +14,13 @@ mod steering;
 use std::sync::{Arc, LazyLock};
 
 use axum::Router;
-use http::{HeaderName, Method, Uri, header};
+use http::{Method, Uri, header};
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{Predicate as _, SizeAbove};
-use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::api::{Api, Cors, CorsOrigins, EXPOSED_HEADERS};
+use crate::api::Api;
+use crate::cors;
 use crate::envelope::envelope;
 use crate::openapi;
 use crate::problem::Problem;
@@ -63,25 +63,12 @@ pub(crate) fn router(api: &Arc<Api>) -> Router {
         .layer(axum::middleware::map_response(etag::weak_where_compressed))
         .merge(streams)
         .method_not_allowed_fallback(async |method: Method| Problem::method_not_allowed(&method))
-        .fallback(async |uri: Uri| Problem::no_such_path(uri.path()))
-        .layer(axum::middleware::from_fn(envelope));
+        .fallback(async |uri: Uri| Problem::no_such_path(uri.path()));
     let router = match &api.options.cors {
-        Some(cors) => router.layer(cors_layer(cors)),
+        Some(cors) => cors::letting_in(cors, router),
         None => router,
     };
-    router.with_state(Arc::clone(api))
-}
-
-fn cors_layer(Cors(origins): &Cors) -> CorsLayer {
-    let origin = match origins {
-        CorsOrigins::Any => AllowOrigin::any(),
-        CorsOrigins::List(origins) => AllowOrigin::list(origins.iter().cloned()),
-    };
-    CorsLayer::new()
-        .allow_origin(origin)
-        .allow_methods(AllowMethods::mirror_request())
-        .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers(EXPOSED_HEADERS.map(HeaderName::from))
+    router.layer(axum::middleware::from_fn(envelope)).with_state(Arc::clone(api))
 }
 
 pub(crate) fn openapi_json() -> &'static str {

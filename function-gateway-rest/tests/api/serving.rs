@@ -5,7 +5,9 @@ use std::time::Duration;
 use function_gateway_core::InvokeResponse;
 use function_gateway_rest::serve::ServeOptions;
 use function_gateway_rest::{Cors, RestOptions};
-use function_gateway_testkit::{Gate, Handler};
+use function_gateway_testkit::{Gate, Handler, Op};
+use http::HeaderValue;
+use http::header::VARY;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -97,6 +99,8 @@ async fn pages_of_other_origins_are_let_in_where_the_host_says_so() {
     let preflight = preflight.header("access-control-request-headers", "authorization").send().await.unwrap();
     assert_eq!(preflight.status(), StatusCode::OK);
     assert_eq!(header(&preflight, "access-control-allow-headers"), "authorization");
+    assert_eq!(header(&preflight, "x-function-answered-by"), "gateway");
+    assert!(!header(&preflight, "x-request-id").is_empty());
     // A refusal can be read by the page too.
     let refused =
         server.client.get(server.url("/v1/me")).header("origin", "https://app.example.com").send().await.unwrap();
@@ -114,6 +118,34 @@ async fn pages_of_other_origins_are_let_in_where_the_host_says_so() {
     ] {
         assert!(Cors::origins([bad]).is_err(), "{bad}");
     }
+}
+
+#[tokio::test]
+async fn options_that_are_no_preflight_are_the_functions_own() {
+    let cors = Cors::origins(["https://app.example.com"]).unwrap();
+    let server = Server::with_options(RestOptions::default().with_cors(cors)).await;
+    server.create("web").await;
+    server.engine.on_invoke(Handler::new(async |_, request| {
+        let mut answer = InvokeResponse::new(StatusCode::OK, request.method.to_string());
+        answer.headers.insert(VARY, HeaderValue::from_static("accept-language"));
+        Ok(answer)
+    }));
+    let options = || server.request(Method::OPTIONS, "/v1/functions/web/http/x");
+    // One that a script of the page sends has an origin, and its answer can be read.
+    let by_script = options().header("origin", "https://app.example.com").send().await.unwrap();
+    assert_eq!(header(&by_script, "access-control-allow-origin"), "https://app.example.com");
+    let varies: Vec<_> = by_script.headers().get_all("vary").iter().map(|value| value.to_str().unwrap()).collect();
+    assert!(varies.contains(&"accept-language") && varies.iter().any(|vary| vary.contains("origin")), "{varies:?}");
+    for answer in [by_script, options().send().await.unwrap()] {
+        assert_eq!(header(&answer, "x-function-answered-by"), "function");
+        assert_eq!(answer.text().await.unwrap(), "OPTIONS");
+    }
+    let preflight =
+        options().header("origin", "https://app.example.com").header("access-control-request-method", "PUT");
+    let preflight = preflight.send().await.unwrap();
+    assert_eq!(header(&preflight, "x-function-answered-by"), "gateway");
+    assert_eq!(header(&preflight, "access-control-allow-methods"), "PUT");
+    assert_eq!(server.engine.count(Op::Invoke), 2);
 }
 
 #[tokio::test]

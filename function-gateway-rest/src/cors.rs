@@ -1,0 +1,127 @@
+//! Pages of other origins (CORS, as the Fetch standard has it).
+
+use std::convert::Infallible;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::IntoResponse as _;
+use function_gateway_core::{Error, ErrorKind, Result};
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue, Method};
+use tower::{Layer as _, ServiceExt as _, service_fn};
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
+
+use crate::problem::ANSWERED_BY;
+
+/// Headers of answers that scripts of other origins may read.
+const EXPOSED_HEADERS: [HeaderName; 10] = [
+    header::ETAG,
+    header::LOCATION,
+    header::RETRY_AFTER,
+    HeaderName::from_static("server-timing"),
+    crate::envelope::REQUEST_ID,
+    crate::problem::ANSWERED_BY,
+    crate::routes::PREFERENCE_APPLIED,
+    crate::routes::invocations::INVOCATION_ID,
+    crate::routes::invocations::OUTCOME,
+    crate::routes::invocations::FAILURE,
+];
+
+/// Which pages of other origins may call (Fetch standard, CORS protocol).
+///
+/// A browser's preflight is then answered by the gateway, also one to a function's own URL; another `OPTIONS` is the function's.
+#[derive(Debug, Clone)]
+pub struct Cors(Origins);
+
+#[derive(Debug, Clone)]
+enum Origins {
+    Any,
+    List(Vec<HeaderValue>),
+}
+
+impl Cors {
+    /// Pages of every origin, without the browser's own credentials (cookies).
+    #[must_use]
+    pub fn any_origin() -> Self {
+        Self(Origins::Any)
+    }
+
+    /// Pages of these origins, such as `https://app.example.com`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for what is no origin: scheme, host and, where it is not the usual one, port, and no more.
+    pub fn origins<I: IntoIterator<Item = S>, S: AsRef<str>>(origins: I) -> Result<Self> {
+        let origin = |origin: S| {
+            let origin = origin.as_ref();
+            // As browsers write them, since they are compared byte by byte.
+            let is_one = origin.split_once("://").is_some_and(|(scheme, host)| {
+                let usual_port = if scheme == "https" { ":443" } else { ":80" };
+                matches!(scheme, "http" | "https")
+                    && !host.is_empty()
+                    && !host.ends_with(usual_port)
+                    && host
+                        .bytes()
+                        .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b':' | b'[' | b']'))
+            });
+            let value = HeaderValue::from_str(origin).ok().filter(|_| is_one);
+            value.ok_or_else(|| {
+                let message = format!("{origin:?} is no origin as browsers send it: one is like https://app.example.com, in small letters, without a path and \
+                     without the usual port");
+                Error::new(ErrorKind::InvalidArgument, message)
+            })
+        };
+        origins.into_iter().map(origin).collect::<Result<_>>().map(|origins| Self(Origins::List(origins)))
+    }
+}
+
+/// Lets pages of other origins in. All but a preflight goes to where it would go without this.
+pub(crate) fn letting_in<S: Clone + Send + Sync + 'static>(Cors(origins): &Cors, router: Router<S>) -> Router<S> {
+    let origin = match origins {
+        Origins::Any => AllowOrigin::any(),
+        Origins::List(origins) => AllowOrigin::list(origins.iter().cloned()),
+    };
+    let layer = CorsLayer::new()
+        .allow_origin(origin)
+        .allow_methods(AllowMethods::mirror_request())
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(EXPOSED_HEADERS);
+    router.layer(axum::middleware::from_fn(move |request: Request, next: Next| {
+        let layer = layer.clone();
+        async move {
+            let is_preflight = is_preflight(&request);
+            let mut told = told(&layer, is_preflight, request.headers()).await;
+            if is_preflight {
+                told.insert(ANSWERED_BY, HeaderValue::from_static("gateway"));
+                return told.into_response();
+            }
+            let mut response = next.run(request).await;
+            let headers = response.headers_mut();
+            if let Some(vary) = told.remove(header::VARY) {
+                headers.append(header::VARY, vary);
+            }
+            headers.extend(told);
+            response
+        }
+    }))
+}
+
+/// What a browser asks before it sends a request of a page's (Fetch, section 3.3.2).
+fn is_preflight(request: &Request) -> bool {
+    let headers = request.headers();
+    *request.method() == Method::OPTIONS
+        && headers.contains_key(header::ORIGIN)
+        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// What the browser is told. The layer takes every `OPTIONS` for a preflight, so what is none goes through it by another method.
+async fn told(layer: &CorsLayer, is_preflight: bool, headers: &HeaderMap) -> HeaderMap {
+    let mut asked = http::Request::new(());
+    *asked.method_mut() = if is_preflight { Method::OPTIONS } else { Method::GET };
+    *asked.headers_mut() = headers.clone();
+    let nothing = service_fn(async |_| Ok::<_, Infallible>(http::Response::new(())));
+    match layer.layer(nothing).oneshot(asked).await {
+        Ok(answer) => answer.into_parts().0.headers,
+        Err(never) => match never {},
+    }
+}
