@@ -103,22 +103,32 @@ fn close(document: &mut Value) {
 /// The function's own URL has every method, at once and for later, which no route can say of itself.
 fn function_url(document: &mut Value) {
     let own = "The function's own URL: method, path, query, headers and body pass as they came";
-    for (route, path, id, summary) in [
-        ("invocations", "http", "function_url", format!("{own}.")),
-        ("submit", "submit/http", "submit_function_url", format!("{own}, for later.")),
-    ] {
+    for (route, path, id, later) in
+        [("invocations", "http", "function_url", ""), ("submit", "submit/http", "submit_function_url", ", for later")]
+    {
         let pointer = format!("/paths/~1v1~1functions~1{{name}}~1{route}/post");
         let operation = document.pointer(&pointer).cloned().unwrap_or_default();
-        let item = every_method(&operation, id, &summary);
         let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) else { return };
-        paths.insert(format!("/v1/functions/{{name}}/{path}/{{path}}"), item.into());
+        for (below, id, at) in [
+            ("/{path}", id.to_owned(), ""),
+            ("/", format!("{id}_root"), ", which here is its root"),
+            ("", format!("{id}_bare"), ", which here has no path"),
+        ] {
+            let item = every_method(&operation, (&id, below), &format!("{own}{at}{later}."), later.is_empty());
+            paths.insert(format!("/v1/functions/{{name}}/{path}{below}"), item.into());
+        }
     }
 }
 
 /// What is the function's own at its URL, and not the gateway's.
 const FUNCTIONS_OWN: [&str; 2] = ["Prefer", "Idempotency-Key"];
 
-fn every_method(operation: &Value, id: &str, summary: &str) -> serde_json::Map<String, Value> {
+fn every_method(
+    operation: &Value,
+    (id, below): (&str, &str),
+    summary: &str,
+    is_at_once: bool,
+) -> serde_json::Map<String, Value> {
     let mut item = serde_json::Map::new();
     for method in ["get", "put", "post", "delete", "options", "head", "patch"] {
         let mut operation = operation.clone();
@@ -129,18 +139,19 @@ fn every_method(operation: &Value, id: &str, summary: &str) -> serde_json::Map<S
         if !matches!(method, "put" | "post" | "patch") {
             fields.remove("requestBody");
         }
-        let is_at_once = id == "function_url";
         if is_at_once && let Some(responses) = fields.get_mut("responses").and_then(Value::as_object_mut) {
             responses.remove("202");
         }
         if let Some(parameters) = fields.get_mut("parameters").and_then(Value::as_array_mut) {
             let is_own = |name: &Value| FUNCTIONS_OWN.iter().any(|own| name == own);
             parameters.retain(|parameter| !is_at_once || parameter.get("name").is_none_or(|name| !is_own(name)));
-            parameters.insert(
-                1,
-                json!({"name": "path", "in": "path", "required": true, "schema": {"type": "string"},
-                       "description": "The path below the function. It may hold `/`."}),
-            );
+            if below == "/{path}" {
+                parameters.insert(
+                    1,
+                    json!({"name": "path", "in": "path", "required": true, "schema": {"type": "string"},
+                           "description": "The path below the function. It may hold `/`."}),
+                );
+            }
         }
         item.insert(method.into(), operation);
     }

@@ -1,10 +1,14 @@
 //! The gateway itself: drivers, limits, health, metrics, and the description of this API.
 
+use std::io::Write as _;
 use std::sync::{Arc, LazyLock};
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use function_gateway_core::{AccessManager as _, Error, ErrorKind, PageRequest};
 use http::header::{self, HeaderMap, HeaderValue};
 use sha2::{Digest as _, Sha256};
@@ -137,17 +141,70 @@ async fn metrics(State(api): State<Arc<Api>>, caller: Caller) -> Answer {
     security(()),
 )]
 async fn openapi(headers: HeaderMap) -> Response {
-    // Once, since it takes longer than all the rest, and anybody may ask.
-    static ETAG: LazyLock<Etag> = LazyLock::new(|| {
-        let digest = Sha256::digest(super::openapi_json());
-        Etag::new(&digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>())
-    });
-    let (document, etag) = (super::openapi_json(), &*ETAG);
+    static DESCRIPTION: LazyLock<Description> = LazyLock::new(Description::new);
+    let Description { text, gzip, etag } = &*DESCRIPTION;
     if let Some(response) = etag.not_modified(&headers) {
         return response;
     }
-    let mut response =
-        ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], document).into_response();
+    let mut response = match gzip.as_ref().filter(|_| takes_gzip(&headers)) {
+        Some(gzip) => {
+            ([(header::CONTENT_ENCODING, "gzip"), (header::VARY, "accept-encoding")], gzip.clone()).into_response()
+        }
+        None => text.into_response(),
+    };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     etag.set(&mut response);
     response
+}
+
+/// What this API is, put together and compressed once, since that takes longer than all the rest, and anybody may ask.
+struct Description {
+    text: &'static str,
+    gzip: Option<Bytes>,
+    etag: Etag,
+}
+
+impl Description {
+    fn new() -> Self {
+        let text = super::openapi_json();
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        let gzip = encoder.write_all(text.as_bytes()).and_then(|()| encoder.finish()).ok().map(Bytes::from);
+        let digest = Sha256::digest(text);
+        let etag = Etag::new(&digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>());
+        Self { text, gzip, etag }
+    }
+}
+
+/// Whether a client takes what is compressed by gzip (RFC 9110, section 12.5.3).
+fn takes_gzip(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::ACCEPT_ENCODING).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|coding| {
+        let mut parts = coding.split(';').map(str::trim);
+        let is_gzip = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("gzip") || name == "*");
+        let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
+        is_gzip && weight.is_none_or(|weight| weight.parse::<f32>().is_ok_and(|weight| weight > 0.0))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gzip_is_for_who_takes_it() {
+        for (accepted, takes) in [
+            ("gzip", true),
+            ("br, GZIP;q=0.5", true),
+            ("*", true),
+            ("gzip;q=0", false),
+            ("gzip; q=0.000, br", false),
+            ("x-own", false),
+            ("identity", false),
+            ("", false),
+        ] {
+            let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(accepted))]);
+            assert_eq!(takes_gzip(&headers), takes, "{accepted}");
+        }
+        assert!(!takes_gzip(&HeaderMap::new()));
+    }
 }

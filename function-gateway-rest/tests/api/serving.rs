@@ -1,7 +1,9 @@
 //! The API as a server: health, description, compression, CORS, protocols, time limits, shutdown.
 
+use std::io::Read as _;
 use std::time::Duration;
 
+use flate2::read::GzDecoder;
 use function_gateway_core::InvokeResponse;
 use function_gateway_rest::serve::ServeOptions;
 use function_gateway_rest::{Cors, RestOptions};
@@ -25,8 +27,22 @@ async fn health_and_description_are_for_everybody() {
     let description = open("/openapi.json").send().await.unwrap();
     let etag = header(&description, "etag").to_owned();
     assert_eq!(json_of(description, StatusCode::OK).await["openapi"], "3.1.0");
-    let known = open("/openapi.json").header("if-none-match", etag).send().await.unwrap();
-    assert_eq!(known.status(), StatusCode::NOT_MODIFIED);
+    for tag in [&etag, &format!("W/{etag}")] {
+        let known = open("/openapi.json").header("if-none-match", tag).send().await.unwrap();
+        assert_eq!(known.status(), StatusCode::NOT_MODIFIED);
+    }
+    let small = open("/openapi.json").header("accept-encoding", "br, gzip").send().await.unwrap();
+    for (name, value) in [
+        ("content-type", "application/json"),
+        ("content-encoding", "gzip"),
+        ("vary", "accept-encoding"),
+        ("etag", &format!("W/{etag}")),
+    ] {
+        assert_eq!(header(&small, name), value);
+    }
+    let mut text = String::new();
+    GzDecoder::new(&*small.bytes().await.unwrap()).read_to_string(&mut text).unwrap();
+    assert_eq!(text, function_gateway_rest::openapi_json());
     server.gateway.shutdown(Duration::ZERO).await.unwrap();
     until("it is not ready any more", async || {
         open("/readyz").send().await.unwrap().status() == StatusCode::SERVICE_UNAVAILABLE
