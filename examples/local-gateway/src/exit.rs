@@ -33,7 +33,9 @@ impl Exit {
     fn meaning(self) -> &'static str {
         match self {
             Self::Done => "Done. For `invoke`: the function succeeded",
-            Self::FunctionFailed => "The function failed, refused the call, took too long, or did not get ready",
+            Self::FunctionFailed => {
+                "The function failed, refused the call, took too long, or was not ready or gone in time"
+            }
             Self::Usage => "The command line, the configuration or a file is not right",
             Self::Refused => "The gateway refused: it is not allowed, not there, or not right",
             Self::OutOfReach => "The gateway is out of reach",

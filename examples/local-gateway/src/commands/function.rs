@@ -166,11 +166,16 @@ async fn delete(client: &Client, output: Format, name: &str, wait: u32) -> Resul
     let response = client.send(request).await?;
     drop(progress);
     let is_gone = response.status() == StatusCode::NO_CONTENT;
-    if output == Format::Json {
-        return Ok(output::json(&serde_json::json!({"name": name, "deleted": is_gone}))?);
+    match output {
+        Format::Json => output::json(&serde_json::json!({"name": name, "deleted": is_gone}))?,
+        Format::Table if is_gone => output::line(&format!("{name} is deleted"))?,
+        Format::Table => {}
     }
-    let state = if is_gone { "is deleted" } else { "is being deleted; its engine takes longer" };
-    Ok(output::line(&format!("{name} {state}"))?)
+    if !is_gone {
+        let message = format!("{name} is being deleted, and was not gone within {wait} s");
+        return Err(Failure::new(Exit::FunctionFailed, message));
+    }
+    Ok(())
 }
 
 /// A function to create, and the file that it stands in.

@@ -37,6 +37,8 @@ fn functions_are_created_shown_and_deleted() {
     assert_eq!(three.row("Description"), ["Description", "Gives back what it gets"]);
     assert_eq!(gateway.client(&["function", "get", "three", "--output", "json"]).json()["spec"], spec_of(&spec));
 
+    let kept = gateway.client(&["function", "delete", "one", "--wait", "0"]).ends_with(1);
+    assert_eq!(kept.err, "error: one is being deleted, and was not gone within 0 s\n");
     assert_eq!(gateway.client(&["function", "delete", "three"]).ends_with(0).out, "three is deleted\n");
     let gone = gateway.client(&["function", "delete", "three"]).ends_with(3);
     assert!(gone.err.starts_with("error: not_found: "), "{gone:#?}");
