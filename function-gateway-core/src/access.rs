@@ -76,6 +76,10 @@ impl NewApiKey {
     /// What is wrong with it by itself.
     fn violations(&self, now: Timestamp) -> Vec<Violation> {
         let mut found = Vec::new();
+        if self.principal.as_ref().is_some_and(PrincipalId::is_caller) {
+            let reason = "stands for the caller in queries, so it can't be a principal's name";
+            found.push(Violation::new("/principal", reason));
+        }
         if self.scopes.len() > Self::MAX_SCOPES {
             let reason = format!("there are {} scopes, at most {} are allowed", self.scopes.len(), Self::MAX_SCOPES);
             found.push(Violation::new("/scopes", reason));

@@ -213,6 +213,15 @@ text_name! {
     PrincipalId, "principal", 256, check_principal
 }
 
+impl PrincipalId {
+    /// Whether it is `me`, which in queries stands for whoever asks. No API key is made for a principal of this name, which nobody
+    /// else could ask for.
+    #[must_use]
+    pub fn is_caller(&self) -> bool {
+        self.as_str() == "me"
+    }
+}
+
 text_name! {
     /// The name of a secret, as a specification refers to it: letters, digits, `.`, `_` and `-`.
     SecretRef, "secret name", 253, check_token

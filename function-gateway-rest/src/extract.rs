@@ -32,7 +32,7 @@ pub(crate) struct Caller {
 impl Caller {
     /// Whom a query names: `me` is the caller.
     pub(crate) fn named(&self, name: PrincipalId) -> PrincipalId {
-        if name.as_str() == "me" { self.principal.id.clone() } else { name }
+        if name.is_caller() { self.principal.id.clone() } else { name }
     }
 
     /// The context of an operation in the caller's name.

@@ -56,6 +56,10 @@ async fn a_key_ends_when_it_says() {
     let past = json!({"scopes": ["read"], "expires_at": "2020-01-01T00:00:00Z"});
     let refused = problem(server.post("/v1/keys", &past).send().await.unwrap(), 400, "invalid_argument").await;
     assert_eq!(refused["violations"][0]["pointer"], "/expires_at");
+    // Which is the caller in queries.
+    let me = json!({"principal": "me", "scopes": ["read"]});
+    let refused = problem(server.post("/v1/keys", &me).send().await.unwrap(), 400, "invalid_argument").await;
+    assert_eq!(refused["violations"][0]["pointer"], "/principal");
     let soon = function_gateway_core::Timestamp::now().plus(Duration::from_millis(300));
     let new = json!({"scopes": ["read"], "expires_at": soon});
     let made = json_of(server.post("/v1/keys", &new).send().await.unwrap(), StatusCode::CREATED).await;

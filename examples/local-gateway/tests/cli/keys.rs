@@ -93,6 +93,7 @@ fn a_key_that_makes_no_sense_is_refused() {
         (&["--principal", "ada", "--scope", "read", "--expires", "2001-01-01T00:00:00Z"], "/expires_at: is not later"),
         (&["--principal", "ada", "--scope", "read", "--expires", "soon"], "days such as 90d"),
         (&["--principal", "ada"], "--scope"),
+        (&["--principal", "me", "--scope", "read"], "/principal: stands for the caller"),
     ] {
         let mut command = vec!["create"];
         command.extend(args);
