@@ -54,6 +54,8 @@ pub enum Action {
     Create,
     /// Read a function, its revisions or logs.
     Read,
+    /// Ask what is wrong with a specification.
+    Validate,
     /// Change a function.
     Update,
     /// Delete a function.
@@ -95,6 +97,7 @@ impl Action {
         match self {
             Self::Create => "create",
             Self::Read => "read",
+            Self::Validate => "validate",
             Self::Update => "update",
             Self::Delete => "delete",
             Self::List => "list",
@@ -127,6 +130,7 @@ impl Action {
             | Self::CreateKey
             | Self::RevokeKey => true,
             Self::Read
+            | Self::Validate
             | Self::List
             | Self::Invoke
             | Self::ReadExecutions

@@ -487,7 +487,7 @@ impl FunctionManager for Gateway {
     }
 
     async fn validate(&self, cx: &CallContext, spec: &FunctionSpec) -> Result<Vec<Violation>> {
-        self.host.authorize(cx, Action::Create, None).await?;
+        self.host.authorize(cx, Action::Validate, None).await?;
         self.host.violations(cx, spec).await
     }
 

@@ -71,7 +71,7 @@ impl Right {
         match action {
             Action::Read | Action::ReadExecutions => (Self::Read, false),
             Action::List | Action::ReadSubscriptions => (Self::Read, true),
-            Action::Create | Action::Update | Action::Delete | Action::Purge => (Self::Write, false),
+            Action::Create | Action::Validate | Action::Update | Action::Delete | Action::Purge => (Self::Write, false),
             Action::WriteSubscriptions => (Self::Write, true),
             Action::Invoke | Action::Cancel | Action::Redrive => (Self::Invoke, false),
             Action::Publish => (Self::Invoke, true),
@@ -183,11 +183,12 @@ impl Authorizer for ScopeAuthorizer {
 mod tests {
     use super::*;
 
-    const ACTIONS: [Action; 12] = [
+    const ACTIONS: [Action; 13] = [
         Action::Read,
         Action::List,
         Action::ReadExecutions,
         Action::Create,
+        Action::Validate,
         Action::Update,
         Action::Delete,
         Action::Invoke,
@@ -216,7 +217,7 @@ mod tests {
     /// A letter for each of [`ACTIONS`], in their order, where it is allowed.
     async fn allowed(scopes: &[&str], function: Option<&str>) -> String {
         let mut row = String::new();
-        for (action, letter) in ACTIONS.into_iter().zip("RLECUDIakcrm".chars()) {
+        for (action, letter) in ACTIONS.into_iter().zip("RLECvUDIakcrm".chars()) {
             row.push(if allows(scopes, action, function).await { letter } else { '.' });
         }
         row
@@ -226,24 +227,24 @@ mod tests {
     async fn every_scope_allows_what_it_says_and_nothing_else() {
         // On the tenant as a whole, on the function img-a, on the function b.
         let rows: [(&[&str], [&str; 3]); 18] = [
-            (&[], ["............"; 3]),
-            (&["read"], ["RLE........."; 3]),
-            (&["write"], ["RLECUD......"; 3]),
-            (&["invoke"], ["......I....."; 3]),
-            (&["admin"], ["RLECUDIakcr."; 3]),
-            (&["metrics"], ["...........m"; 3]),
-            (&["read:img-a"], ["............", "R.E.........", "............"]),
-            (&["write:img-a"], ["............", "R.ECUD......", "............"]),
-            (&["invoke:img-a"], ["............", "......I.....", "............"]),
-            (&["admin:img-a"], ["............", "R.ECUDI.....", "............"]),
-            (&["invoke:img-*"], ["............", "......I.....", "............"]),
-            (&["read:*"], ["............", "R.E.........", "R.E........."]),
-            (&["metrics:img-a"], ["............"; 3]),
-            (&["invoke:", "invoke:img", "invoke:i*g-a", "invoke:mg-a*", "invoke:IMG-A"], ["............"; 3]),
-            (&["Read", " read", "read ", "*", "", ":", "all", "invoke:img-a:b"], ["............"; 3]),
-            (&["read", "invoke:b"], ["RLE.........", "RLE.........", "RLE...I....."]),
-            (&["write:b", "read:img-*"], ["............", "R.E.........", "R.ECUD......"]),
-            (&["metrics", "invoke"], ["......I....m"; 3]),
+            (&[], ["............."; 3]),
+            (&["read"], ["RLE.........."; 3]),
+            (&["write"], ["RLECvUD......"; 3]),
+            (&["invoke"], [".......I....."; 3]),
+            (&["admin"], ["RLECvUDIakcr."; 3]),
+            (&["metrics"], ["............m"; 3]),
+            (&["read:img-a"], [".............", "R.E..........", "............."]),
+            (&["write:img-a"], [".............", "R.ECvUD......", "............."]),
+            (&["invoke:img-a"], [".............", ".......I.....", "............."]),
+            (&["admin:img-a"], [".............", "R.ECvUDI.....", "............."]),
+            (&["invoke:img-*"], [".............", ".......I.....", "............."]),
+            (&["read:*"], [".............", "R.E..........", "R.E.........."]),
+            (&["metrics:img-a"], ["............."; 3]),
+            (&["invoke:", "invoke:img", "invoke:i*g-a", "invoke:mg-a*", "invoke:IMG-A"], ["............."; 3]),
+            (&["Read", " read", "read ", "*", "", ":", "all", "invoke:img-a:b"], ["............."; 3]),
+            (&["read", "invoke:b"], ["RLE..........", "RLE..........", "RLE....I....."]),
+            (&["write:b", "read:img-*"], [".............", "R.E..........", "R.ECvUD......"]),
+            (&["metrics", "invoke"], [".......I....m"; 3]),
         ];
         for (scopes, expected) in rows {
             for (function, expected) in [None, Some("img-a"), Some("b")].into_iter().zip(expected) {

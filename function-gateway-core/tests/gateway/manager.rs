@@ -498,6 +498,7 @@ async fn the_authorizer_guards_manager_executor_and_records_and_refused_changes_
         guarded.create(&cx(), &name("other"), spec()).await.err(),
         guarded.update(&cx(), &name("echo"), spec_number(1), none).await.err(),
         guarded.delete(&cx(), &name("echo"), none).await.err(),
+        guarded.validate(&cx(), &spec()).await.err(),
         guarded.invoke(&cx(), &function("echo"), InvokeRequest::new("")).await.err(),
         guarded.executions(&cx(), &Default::default(), &PageRequest::default()).await.err(),
     ];
