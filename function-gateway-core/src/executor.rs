@@ -17,6 +17,7 @@ use crate::host::Host;
 use crate::invocation::unlisted_secret;
 use crate::middleware::Endpoint;
 use crate::route::Serving;
+use crate::submit::to_read_execution;
 use crate::time::monotonic_now;
 use crate::{
     Action, Body, BoxStream, CallContext, CallState, Cancellation, Deadline, Delivery, DeploymentState, DriverRequest,
@@ -102,6 +103,8 @@ pub trait FunctionExecutor: std::fmt::Debug + Send + Sync + 'static {
     async fn execution(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<InvocationRecord>>;
 
     /// Reads what a function logged in one execution, redacted, as pieces of bytes that need not end with a line.
+    ///
+    /// Whoever submitted it may, and else whoever may read executions.
     ///
     /// - While the call runs in this process, and its driver tells the log of each call
     ///   ([`invocation_logs`](crate::DriverCapabilities::invocation_logs)): what is there now and, with `follow`, what comes,
@@ -308,7 +311,8 @@ impl FunctionExecutor for Gateway {
     ) -> Result<BoxStream<'static, Result<Bytes>>> {
         if let Some(call) = self.host.running.find(cx.tenant(), id) {
             let function = (&call.revision.key.name, Some(&call.revision.owner));
-            self.host.authorize(cx, Action::ReadExecutions, Some(function)).await?;
+            let is_own = call.submitter.as_ref().is_some_and(|submitter| *submitter == cx.principal().id);
+            self.host.authorize(cx, to_read_execution(is_own), Some(function)).await?;
             return Ok(call.state.read_logs(follow));
         }
         // Looked at last: a call leaves the list once its record was handed to the store.
@@ -411,7 +415,9 @@ impl Host {
         let state = Arc::clone(call.state());
         let cancelled = call.cx.cancellation().cloned();
         // Declared before the answer, and so dropped after it: by then the record has the log.
-        let running = serving.capabilities.invocation_logs.then(|| self.running.enter(&serving.revision, &state));
+        let submitter = FROM_QUEUE.then(|| call.cx.principal().id.clone());
+        let is_told = serving.capabilities.invocation_logs;
+        let running = is_told.then(|| self.running.enter(&serving.revision, &state, submitter));
 
         let (outer, _) = serving.pipeline.split_after(Stage::Limit);
         let dispatch = Dispatch { host: self, wanted, serving };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{CallState, InvocationId, Revision, TenantId};
+use crate::{CallState, InvocationId, PrincipalId, Revision, TenantId};
 
 /// The calls that run, by their ids. Clones are handles to the same list.
 ///
@@ -25,12 +25,19 @@ pub(crate) struct RunningCall {
     /// The revision that it was routed to.
     pub(crate) revision: Arc<Revision>,
     pub(crate) state: Arc<CallState>,
+    /// Who submitted it, where somebody did.
+    pub(crate) submitter: Option<PrincipalId>,
 }
 
 impl RunningCalls {
     /// Lists a call for as long as what it gives is held.
-    pub(crate) fn enter(&self, revision: &Arc<Revision>, state: &Arc<CallState>) -> Running {
-        let call = RunningCall { revision: Arc::clone(revision), state: Arc::clone(state) };
+    pub(crate) fn enter(
+        &self,
+        revision: &Arc<Revision>,
+        state: &Arc<CallState>,
+        submitter: Option<PrincipalId>,
+    ) -> Running {
+        let call = RunningCall { revision: Arc::clone(revision), state: Arc::clone(state), submitter };
         let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (state.id, list.next);
         list.next += 1;
@@ -74,9 +81,7 @@ impl Drop for Running {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        CustomWorkload, FunctionId, FunctionKey, FunctionSpec, Generation, PrincipalId, RevisionReason, Timestamp,
-    };
+    use crate::{CustomWorkload, FunctionId, FunctionKey, FunctionSpec, Generation, RevisionReason, Timestamp};
 
     fn revision(tenant: &str) -> Arc<Revision> {
         let key = FunctionKey::new(tenant.parse().unwrap(), "f".parse().unwrap());
@@ -101,8 +106,9 @@ mod tests {
             assert!(Arc::ptr_eq(&state.unwrap(), expected));
         };
 
-        let running = [calls.enter(&acme, &first), calls.enter(&acme, &second), calls.enter(&other, &foreign)];
-        let _neighbour = calls.enter(&acme, &call(InvocationId::generate()));
+        let running = [(&acme, &first), (&acme, &second), (&other, &foreign)];
+        let running = running.map(|(revision, state)| calls.enter(revision, state, None));
+        let _neighbour = calls.enter(&acme, &call(InvocationId::generate()), None);
         is(found(&acme), &second);
         is(found(&other), &foreign);
         let [running_first, running_second, running_foreign] = running;

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use function_gateway_core::store::memory::MemoryStore;
 use function_gateway_core::{
     Acceptance, Accepted, Cancelling, DeadLetterFilter, Dispatch, Error, ErrorKind, FunctionId, FunctionName,
-    GatewayBuilder, GatewayConfig, GatewayId, Generation, InvocationId, InvocationQueue, Page, PageRequest, QueueDepth,
-    QueueLease, QueueNotifier, QueueSignal, QueuedInvocation, Result, Settlement, TakeRequest, Taken, TenantId,
-    WorkerConfig, Workers,
+    GatewayBuilder, GatewayConfig, GatewayId, Generation, InvocationId, InvocationQueue, InvokeResponse, Page,
+    PageRequest, QueueDepth, QueueLease, QueueNotifier, QueueSignal, QueuedInvocation, Result, Settlement, TakeRequest,
+    Taken, TenantId, WorkerConfig, Workers,
 };
 use function_gateway_testkit::{Gate, Handler, Op};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -719,6 +719,37 @@ async fn a_scope_lets_do_what_it_says_with_what_is_queued() {
     let reader = key(&server.gateway, "acme", "eve", &["read"]).await;
     let many = server.as_who(&reader, Method::POST, "/v1/dead-letters/redrive").json(&json!({})).send().await.unwrap();
     assert_eq!(problem(many, 403, "permission_denied").await["context"]["done"], "0");
+}
+
+#[tokio::test]
+async fn who_submitted_an_execution_may_read_its_log_while_it_runs_and_later() {
+    let server = Server::start().await;
+    server.create("logs").await;
+    let gate = Gate::new();
+    let wait = gate.clone();
+    server.engine.on_invoke(Handler::new(move |_, request| {
+        let gate = wait.clone();
+        async move {
+            request.logs.write(b"one\n");
+            gate.pass().await;
+            Ok(InvokeResponse::new(StatusCode::OK, ""))
+        }
+    }));
+    let _workers = workers(&server);
+    let bob = key(&server.gateway, "acme", "bob", &["invoke"]).await;
+    let eve = key(&server.gateway, "acme", "eve", &["invoke"]).await;
+    let request = server.as_who(&bob, Method::POST, "/v1/functions/logs/submit");
+    let status_url = accepted(request).await["status_url"].as_str().unwrap().to_owned();
+    let log = format!("{status_url}/logs");
+    let read = async |who: &str| server.as_who(who, Method::GET, &log).send().await.unwrap();
+    gate.reached_by(1).await;
+    for _ in ["while it runs", "later"] {
+        assert_eq!(read(&bob).await.text().await.unwrap(), "one\n");
+        problem(read(&eve).await, 403, "permission_denied").await;
+        gate.open();
+        let ended = server.get(&format!("{status_url}?wait_ms=30000")).send().await.unwrap();
+        assert_eq!(json_of(ended, StatusCode::OK).await["state"], "succeeded");
+    }
 }
 
 #[tokio::test]
