@@ -91,10 +91,15 @@ impl Lifetime {
     pub(crate) fn check_open(&self) -> Result<()> {
         // Its tasks are closed with it, which can be seen without a lock.
         if self.tasks.is_closed() {
-            return Err(Error::new(ErrorKind::ShuttingDown, "the gateway is shutting down"));
+            return Err(shutting_down());
         }
         Ok(())
     }
+}
+
+/// The gateway stops, and does not do this any more.
+pub(crate) fn shutting_down() -> Error {
+    Error::new(ErrorKind::ShuttingDown, "the gateway is shutting down")
 }
 
 impl Host {

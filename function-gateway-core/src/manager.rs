@@ -4,10 +4,10 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 
 use crate::body::by_deadline;
-use crate::host::Host;
+use crate::host::{Host, shutting_down};
 use crate::reconcile::{Reconciled, retire_superseded};
 use crate::route::not_found;
 use crate::time::monotonic_now;
@@ -117,7 +117,12 @@ pub trait FunctionManager: std::fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// As [`update`](Self::update).
-    async fn rotate_secrets(&self, cx: &CallContext, name: &FunctionName) -> Result<Arc<Function>>;
+    async fn rotate_secrets(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        condition: Precondition,
+    ) -> Result<Arc<Function>>;
 
     /// Deletes a function: it gets no call from now on, what still runs is stopped, and its records stay. Where each process
     /// has its own engine, another process of this gateway stops its part with its next sweep. Gives `None`
@@ -161,7 +166,8 @@ pub trait FunctionManager: std::fmt::Debug + Send + Sync + 'static {
     /// Reads the log of the revision that serves.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where the driver does not offer it; [`ErrorKind::NotReady`].
+    /// [`ErrorKind::Unsupported`] where the driver does not offer it; [`ErrorKind::NotReady`]. A log that is followed ends with
+    /// [`ErrorKind::ShuttingDown`] where the gateway stops.
     async fn logs(
         &self,
         cx: &CallContext,
@@ -448,10 +454,17 @@ impl FunctionManager for Gateway {
         self.change(cx, name, change, condition).await
     }
 
-    async fn rotate_secrets(&self, cx: &CallContext, name: &FunctionName) -> Result<Arc<Function>> {
+    async fn rotate_secrets(
+        &self,
+        cx: &CallContext,
+        name: &FunctionName,
+        mut condition: Precondition,
+    ) -> Result<Arc<Function>> {
         let function = self.find(cx, name, Action::Update).await?;
         let change = Change { spec: function.spec.clone(), reason: RevisionReason::SecretRotated, always: true };
-        self.change(cx, name, change, Precondition::generation(function.generation)).await
+        // Also where the caller does not mind: what is there must not become what was read here.
+        condition.generation.get_or_insert(function.generation);
+        self.change(cx, name, change, condition).await
     }
 
     async fn delete(
@@ -523,7 +536,7 @@ impl FunctionManager for Gateway {
         let (opened, open) = tokio::sync::oneshot::channel();
         let (lines, mut receiver) = tokio::sync::mpsc::channel(64);
         let (cx, closing) = (cx.clone(), self.host.lifetime.closing.clone());
-        self.host.lifetime.spawn(async move {
+        let read = self.host.lifetime.spawn(async move {
             let read = async {
                 let mut stream = match serving.driver.logs(&cx, &serving.target, query).await {
                     Ok(stream) => stream,
@@ -539,14 +552,20 @@ impl FunctionManager for Gateway {
                 }
             };
             tokio::select! {
-                () = read => {}
-                () = lines.closed() => {}
-                () = closing.cancelled() => {}
+                () = read => None,
+                () = lines.closed() => None,
+                () = closing.cancelled() => Some(shutting_down()),
             }
         });
-        let ended = |_| Error::new(ErrorKind::ShuttingDown, "the gateway is shutting down");
-        open.await.map_err(ended)??;
-        let lines = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
+        open.await.map_err(|_| shutting_down())??;
+        // What was broken off must not look whole.
+        let broken = stream::once(read).filter_map(async |ended| match ended {
+            Ok(broken) => broken.map(Err),
+            Err(_) => {
+                Some(Err(Error::new(ErrorKind::Internal, "the task that reads the log has ended before its time")))
+            }
+        });
+        let lines = stream::poll_fn(move |cx| receiver.poll_recv(cx)).chain(broken);
         let Some(secrets) = secrets else { return Ok(Box::pin(lines)) };
         Ok(Box::pin(lines.map(move |line| match line {
             Ok(mut line) => {

@@ -528,7 +528,7 @@ async fn what_was_rotated_in_the_provider_alone_is_still_known_where_it_was_depl
     setup.provider.set("acme".parse().unwrap(), "token".parse().unwrap(), Secret::new("another one"));
     setup.engine.on_invoke(Leak::Errors.handler());
     assert_error_clean("the error", &setup.call().await.unwrap_err());
-    setup.gateway.rotate_secrets(&cx(), &name("f")).await.unwrap();
+    setup.gateway.rotate_secrets(&cx(), &name("f"), Precondition::none()).await.unwrap();
     setup.assert_clean().await;
 }
 

@@ -201,7 +201,7 @@ async fn rotating_a_secret_makes_a_generation_with_secrets_of_its_own() {
     gateway.create(&cx(), &name(), bound).await.unwrap();
     assert_eq!(call(&gateway).await, "first-value");
     set("second-value");
-    gateway.rotate_secrets(&cx(), &name()).await.unwrap();
+    gateway.rotate_secrets(&cx(), &name(), Precondition::none()).await.unwrap();
     assert_eq!(call(&gateway).await, "second-value");
     assert_eq!(fake.names(SECRETS).len(), 2);
     gateway.delete(&cx(), &name(), Precondition::none()).await.unwrap();

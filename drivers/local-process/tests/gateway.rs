@@ -134,7 +134,7 @@ async fn a_secret_is_in_the_environment_of_a_worker_and_a_rotation_starts_anothe
     assert_eq!(call(&gateway, "").await, "first-value");
     set("second-value");
     assert_eq!(call(&gateway, "").await, "first-value");
-    gateway.rotate_secrets(&cx(), &name()).await.unwrap();
+    gateway.rotate_secrets(&cx(), &name(), Precondition::none()).await.unwrap();
     assert_eq!(call(&gateway, "").await, "second-value");
     stop(gateway).await;
 }

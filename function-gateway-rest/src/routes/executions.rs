@@ -11,7 +11,7 @@ use function_gateway_core::{
     InvocationId, InvocationRecord, InvocationState, PrincipalId, QueueManager as _, RecordFilter, Statistics,
     StatisticsQuery, Timestamp, Waited,
 };
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use serde::Deserialize;
@@ -280,7 +280,7 @@ async fn export(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQ
     let (sender, mut lines) = tokio::sync::mpsc::channel(1);
     // The stream borrows from what it reads, so it is driven by a task, which ends when nobody reads any more.
     let gateway = api.gateway.clone();
-    tokio::spawn(async move {
+    let read = tokio::spawn(async move {
         let mut export = gateway.export_executions(&cx, &filter);
         while let Some(lines) = export.next().await {
             if sender.send(lines).await.is_err() {
@@ -290,8 +290,13 @@ async fn export(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQ
     });
     // What is wrong with the request is known with the first part.
     let first = lines.recv().await.transpose()?;
-    let rest = futures_util::stream::poll_fn(move |cx| lines.poll_recv(cx));
-    Ok(logs::json_lines(futures_util::stream::iter(first.map(Ok)).chain(rest)))
+    // What was broken off must not look whole.
+    let broken = stream::once(read).filter_map(async |ended| {
+        let error = |_| Error::new(ErrorKind::Internal, "the task that exports has ended before its time");
+        ended.err().map(error).map(Err)
+    });
+    let rest = stream::poll_fn(move |cx| lines.poll_recv(cx)).chain(broken);
+    Ok(logs::json_lines(stream::iter(first.map(Ok)).chain(rest)))
 }
 
 /// For which executions figures are wanted.

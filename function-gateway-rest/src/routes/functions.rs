@@ -438,7 +438,8 @@ async fn roll_back(
     post,
     path = "/v1/functions/{name}/rotate-secrets",
     tag = "functions",
-    params(("name" = FunctionName, Path),
+    params(("name" = FunctionName, Path), Condition,
+        ("If-Match" = Option<String>, Header, description = "Only if its ETag is still this"),
         ("Prefer" = Option<String>, Header, description = "`wait=SECONDS` or `respond-async` (RFC 7240)")),
     responses((status = 200, description = "It is changed", body = FunctionDocument), Guarded, Found, Specified, Changes),
 )]
@@ -446,10 +447,12 @@ async fn rotate_secrets(
     State(api): State<Arc<Api>>,
     caller: Caller,
     InPath(name): InPath<FunctionName>,
+    InQuery(query): InQuery<Condition>,
     headers: HeaderMap,
 ) -> Answer {
     let cx = caller.context_of_change(&headers);
-    Ok(of_function(&*api.gateway.rotate_secrets(&cx, &name).await?))
+    let condition = condition(&api, &caller, &name, &headers, &query).await?;
+    Ok(of_function(&*api.gateway.rotate_secrets(&cx, &name, condition).await?))
 }
 
 /// Sets how many instances of what serves run now.

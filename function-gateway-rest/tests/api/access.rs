@@ -127,6 +127,48 @@ async fn who_changed_what_is_kept() {
     let rest = audit(&format!("function=echo&limit=3&cursor={}", first["next"].as_str().unwrap())).await;
     assert_eq!(rest["items"].as_array().unwrap().len(), 1);
     problem(server.get("/v1/audit?action=look").send().await.unwrap(), 400, "invalid_argument").await;
+    let deleted = all["items"][0]["at"].as_str().unwrap();
+    assert_eq!(audit(&format!("function=echo&from={deleted}")).await["items"][0], all["items"][0]);
+    let before = audit(&format!("function=echo&until={deleted}")).await;
+    assert!(
+        before["items"].as_array().unwrap().iter().all(|event| event["at"].as_str().unwrap() < deleted),
+        "{before}"
+    );
+    for (query, count) in [
+        ("from=2020-01-01T00:00:00Z", 4),
+        ("until=2020-01-01T00:00:00Z", 0),
+        ("from=2120-01-01T00:00:00Z", 0),
+        ("until=2120-01-01T00:00:00Z", 4),
+    ] {
+        let found = audit(&format!("function=echo&{query}")).await;
+        assert_eq!(found["items"].as_array().unwrap().len(), count, "{query}");
+    }
+    problem(server.get("/v1/audit?from=now").send().await.unwrap(), 400, "invalid_argument").await;
+}
+
+#[tokio::test]
+async fn keys_are_listed_part_by_part() {
+    let server = Server::start().await;
+    for principal in ["bob", "eve"] {
+        key(&server.gateway, "acme", principal, &["read"]).await;
+    }
+    key(&server.gateway, "other", "mallory", &["read"]).await;
+    let mut listed = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let part = server.get(&format!("/v1/keys?limit=1{cursor}")).send().await.unwrap();
+        let part = json_of(part, StatusCode::OK).await;
+        let items = part["items"].as_array().unwrap();
+        assert!(items.len() <= 1, "{part}");
+        listed.extend(items.iter().map(|key| key["principal"].as_str().unwrap().to_owned()));
+        let Some(next) = part["next"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(listed, ["eve", "bob", "ada"]);
+    for query in ["limit=0", "cursor=x", "state=active"] {
+        let refused = server.get(&format!("/v1/keys?{query}")).send().await.unwrap();
+        problem(refused, 400, "invalid_argument").await;
+    }
 }
 
 /// A principal that may do everything, whoever asks.

@@ -88,6 +88,10 @@ async fn figures_are_over_a_range() {
     assert_eq!(good["count"], 2);
     let before = server.get("/v1/statistics?until=2020-01-01T00:00:00Z").send().await.unwrap();
     assert_eq!(json_of(before, StatusCode::OK).await["count"], 0);
+    let since = server.get("/v1/statistics?from=2020-01-01T00:00:00Z&function=good").send().await.unwrap();
+    assert_eq!(json_of(since, StatusCode::OK).await["count"], 2);
+    let later = server.get("/v1/statistics?from=2120-01-01T00:00:00Z&until=2120-01-02T00:00:00Z").send().await.unwrap();
+    assert_eq!(json_of(later, StatusCode::OK).await["count"], 0);
     problem(server.get("/v1/statistics?from=yesterday").send().await.unwrap(), 400, "invalid_argument").await;
 }
 

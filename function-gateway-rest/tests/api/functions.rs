@@ -1,6 +1,9 @@
 //! Functions: create, read, change, delete, list, revisions, logs.
 
+use std::time::Duration;
+
 use function_gateway_core::{Error, ErrorKind, Violation};
+use function_gateway_rest::RestOptions;
 use function_gateway_testkit::{Fault, Op, Readiness};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -295,4 +298,150 @@ async fn what_serves_is_scaled_and_shows_its_log() {
     let events = events.text().await.unwrap();
     assert!(events.starts_with("event: log\ndata: {\"text\":\"one\"}\n\n"), "{events}");
     assert!(events.ends_with("event: end\ndata: {}\n\n"), "{events}");
+}
+
+#[tokio::test]
+async fn every_change_minds_what_the_client_has_seen() {
+    let server = Server::start().await;
+    server.create("echo").await;
+    let etag = async || header(&server.get("/v1/functions/echo").send().await.unwrap(), "etag").to_owned();
+    let mut spec = spec();
+    let stale = etag().await;
+    spec["description"] = json!("another");
+    json_of(server.request(Method::PUT, "/v1/functions/echo").json(&spec).send().await.unwrap(), StatusCode::OK).await;
+    let changes = [
+        (Method::PATCH, "/v1/functions/echo", "application/merge-patch+json", "{\"description\": \"a third\"}"),
+        (Method::POST, "/v1/functions/echo/rollback", "application/json", "{\"generation\": 1}"),
+        (Method::POST, "/v1/functions/echo/rotate-secrets", "application/json", ""),
+        (Method::DELETE, "/v1/functions/echo", "application/json", ""),
+    ];
+    for (method, path, content_type, body) in changes {
+        let change = |etag: &str| {
+            let change = server.request(method.clone(), path).header("content-type", content_type).body(body);
+            change.header("if-match", etag).send()
+        };
+        problem(change(&stale).await.unwrap(), 412, "precondition_failed").await;
+        let changed = change(&etag().await).await.unwrap();
+        assert!(changed.status().is_success(), "{method} {path}: {}", changed.text().await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_function_that_is_being_deleted_is_not_changed() {
+    let server = Server::start().await;
+    server.create("echo").await;
+    let gate = server.engine.hang(Op::Remove);
+    let deleted = server.request(Method::DELETE, "/v1/functions/echo").header("prefer", "respond-async");
+    json_of(deleted.send().await.unwrap(), StatusCode::ACCEPTED).await;
+    let patch = server.request(Method::PATCH, "/v1/functions/echo").body("{}");
+    for change in [
+        server.request(Method::PUT, "/v1/functions/echo").json(&spec()),
+        patch.header("content-type", "application/merge-patch+json"),
+        server.post("/v1/functions/echo/rollback", &json!({"generation": 1})),
+        server.request(Method::POST, "/v1/functions/echo/rotate-secrets"),
+    ] {
+        problem(change.send().await.unwrap(), 409, "conflict").await;
+    }
+    let again = server.post("/v1/functions", &json!({"name": "echo", "spec": spec()})).send().await.unwrap();
+    problem(again, 409, "already_exists").await;
+    gate.open();
+}
+
+#[tokio::test]
+async fn what_an_engine_does_wrong_has_its_status_on_every_route_that_asks_it() {
+    let server = Server::start().await;
+    server.create("echo").await;
+    for (kind, status, retry_after) in [
+        (ErrorKind::Engine, 502, None),
+        (ErrorKind::Unavailable, 503, Some("1")),
+        (ErrorKind::DeadlineExceeded, 504, None),
+    ] {
+        let scale = server.post("/v1/functions/echo/scale", &json!({"instances": 3}));
+        for (op, request) in [(Op::Scale, scale), (Op::Logs, server.get("/v1/functions/echo/logs"))] {
+            server.engine.inject(op, Fault::error(Error::new(kind, "as it was told")));
+            let refused = request.send().await.unwrap();
+            let told = refused.headers().get("retry-after").map(|value| value.to_str().unwrap().to_owned());
+            assert_eq!(told.as_deref(), retry_after, "{op:?} {kind}");
+            problem(refused, status, kind.code()).await;
+            server.engine.heal(op);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_function_that_does_not_serve_yet_says_when_to_come_again() {
+    let server = Server::start().await;
+    let gate = server.engine.hang(Op::Deploy);
+    let body = json!({"name": "slow", "spec": spec()});
+    let created = server.post("/v1/functions", &body).header("prefer", "respond-async").send().await.unwrap();
+    assert_eq!(json_of(created, StatusCode::CREATED).await["status"]["phase"], "pending");
+    for request in [
+        server.request(Method::POST, "/v1/functions/slow/invocations"),
+        server.request(Method::POST, "/v1/functions/slow/submit"),
+        server.request(Method::POST, "/v1/functions/slow/validate"),
+        server.get("/v1/functions/slow/http/x"),
+        server.get("/v1/functions/slow/logs"),
+        server.post("/v1/functions/slow/scale", &json!({"instances": 3})),
+    ] {
+        let refused = request.send().await.unwrap();
+        assert_eq!(header(&refused, "retry-after"), "1");
+        problem(refused, 503, "not_ready").await;
+    }
+    gate.open();
+}
+
+#[tokio::test]
+async fn every_route_that_takes_a_document_says_what_is_wrong_with_one() {
+    let options = RestOptions::default().with_max_document_bytes(200).with_document_timeout(Duration::from_millis(50));
+    let server = Server::with_options(options).await;
+    server.create("echo").await;
+    for (method, path, content_type) in [
+        ("POST", "/v1/functions", "application/json"),
+        ("PUT", "/v1/functions/echo", "application/json"),
+        ("PATCH", "/v1/functions/echo", "application/merge-patch+json"),
+        ("POST", "/v1/functions/echo/rollback", "application/json"),
+        ("POST", "/v1/functions/echo/scale", "application/json"),
+        ("POST", "/v1/validate", "application/json"),
+        ("POST", "/v1/keys", "application/json"),
+        ("POST", "/v1/dead-letters/redrive", "application/json"),
+        ("POST", "/v1/dead-letters/purge", "application/json"),
+        ("PUT", "/v1/subscriptions/all", "application/json"),
+    ] {
+        let request = || server.request(method.parse().unwrap(), path);
+        let typed = || request().header("content-type", content_type);
+        let large = problem(typed().body(" ".repeat(201)).send().await.unwrap(), 413, "payload_too_large").await;
+        assert_eq!(large["context"]["limit_bytes"], "200", "{method} {path}");
+        let other = request().header("content-type", "text/plain").body("{}").send().await.unwrap();
+        problem(other, 415, "unsupported_media_type").await;
+        problem(typed().body("{").send().await.unwrap(), 400, "invalid_argument").await;
+        let half = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: {content_type}\r\n\
+             content-length: 9\r\n\r\n{{",
+            server.admin
+        );
+        let late = server.raw(half.as_bytes()).await;
+        assert!(late.starts_with("HTTP/1.1 408") && late.contains("request_timeout"), "{method} {path}: {late}");
+    }
+}
+
+#[tokio::test]
+async fn a_part_of_a_functions_log_is_read() {
+    let server = Server::start().await;
+    server.create("echo").await;
+    server.engine.on_invoke(logging("one\ntwo\nthree\n"));
+    server.invoke("echo", "").await;
+    let log = async |query: &str| {
+        let log = server.get(&format!("/v1/functions/echo/logs?{query}")).send().await.unwrap();
+        assert_eq!(log.status(), StatusCode::OK, "{query}");
+        log.text().await.unwrap()
+    };
+    assert_eq!(log("tail=2").await, "{\"text\":\"two\"}\n{\"text\":\"three\"}\n");
+    assert_eq!(log("since=2020-01-01T00:00:00Z").await.lines().count(), 3);
+    let events = server.get("/v1/functions/echo/logs?follow=true&tail=1").header("accept", "text/event-stream");
+    let events = events.send().await.unwrap().text().await.unwrap();
+    assert_eq!(events, "event: log\ndata: {\"text\":\"three\"}\n\nevent: end\ndata: {}\n\n");
+    for query in ["tail=-1", "tail=x", "since=yesterday", "follow=maybe", "colour=red"] {
+        let refused = server.get(&format!("/v1/functions/echo/logs?{query}")).send().await.unwrap();
+        problem(refused, 400, "invalid_argument").await;
+    }
 }

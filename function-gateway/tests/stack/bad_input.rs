@@ -540,7 +540,7 @@ async fn attempts(gateway: &Gateway, f: &str, id: InvocationId) -> Vec<(&'static
         ("get", gateway.get(&cx, &name).await.map(drop)),
         ("update", gateway.update(&cx, &name, sh("true"), none).await.map(drop)),
         ("roll back", gateway.roll_back(&cx, &name, Generation::FIRST, none).await.map(drop)),
-        ("rotate secrets", gateway.rotate_secrets(&cx, &name).await.map(drop)),
+        ("rotate secrets", gateway.rotate_secrets(&cx, &name, Precondition::none()).await.map(drop)),
         ("delete", gateway.delete(&cx, &name, none).await.map(drop)),
         ("scale", gateway.scale(&cx, &name, 0).await),
         ("revisions", gateway.revisions(&cx, &name, &page).await.map(drop)),

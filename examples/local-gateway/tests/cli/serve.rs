@@ -329,12 +329,18 @@ fn whoever_follows_a_log_does_not_keep_the_gateway_from_ending() {
         return;
     }
     let url = format!("{}/v1/functions/countdown/logs?follow=true", gateway.url);
+    let client = reqwest::Client::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let log = reqwest::get(url).await.unwrap();
-        assert_eq!(log.status(), 200);
+        let lines = client.get(&url).send().await.unwrap();
+        let events = client.get(&url).header("accept", "text/event-stream").send().await.unwrap();
+        assert_eq!((lines.status().as_u16(), events.status().as_u16()), (200, 200));
         gateway.signal(Signal::INT);
-        log.bytes().await.unwrap();
+        // Neither looks whole: the one has no end, the other one says why it ends.
+        lines.bytes().await.unwrap_err();
+        let events = events.text().await.unwrap();
+        let (_, last) = events.trim_end().rsplit_once("event: ").unwrap();
+        assert!(last.starts_with("error\ndata: {") && last.contains("\"shutting_down\""), "{events}");
     });
     gateway.ended().ends_with(0);
 }
