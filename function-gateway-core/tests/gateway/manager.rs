@@ -58,7 +58,7 @@ async fn a_foreign_tenants_function_does_not_exist() {
         gateway.revisions(&other, &name("echo"), &PageRequest::default()).await.err(),
         gateway.revision(&other, &name("echo"), Generation::FIRST).await.err(),
         gateway.roll_back(&other, &name("echo"), Generation::FIRST, none).await.err(),
-        gateway.rotate_secrets(&other, &name("echo")).await.err(),
+        gateway.rotate_secrets(&other, &name("echo"), Precondition::none()).await.err(),
         gateway.scale(&other, &name("echo"), 1).await.err(),
         gateway.invoke(&other, &function("echo"), InvokeRequest::new("")).await.err(),
     ];
@@ -383,7 +383,7 @@ async fn a_roll_back_is_a_new_generation_of_an_old_specification() {
 async fn a_rotation_is_a_new_generation_of_the_same_specification() {
     let setup = gateway().await;
     setup.gateway.create(&cx(), &name("echo"), spec()).await.unwrap();
-    let rotated = setup.gateway.rotate_secrets(&cx(), &name("echo")).await.unwrap();
+    let rotated = setup.gateway.rotate_secrets(&cx(), &name("echo"), Precondition::none()).await.unwrap();
     assert_eq!((rotated.generation, &rotated.spec), (generation(2), &spec()));
     let revision = setup.gateway.revision(&cx(), &name("echo"), generation(2)).await.unwrap();
     assert_eq!(revision.reason, RevisionReason::SecretRotated);

@@ -42,6 +42,8 @@ pub(crate) struct Server {
 pub(crate) struct Setup {
     pub(crate) gateway: Box<dyn FnOnce(GatewayBuilder) -> GatewayBuilder>,
     pub(crate) api: Box<dyn FnOnce(RestApiBuilder) -> RestApiBuilder>,
+    /// What a host has around the API.
+    pub(crate) host: Box<dyn FnOnce(axum::Router) -> axum::Router>,
     /// Unless set, with [`THREADS`].
     pub(crate) serve: ServeOptions,
     pub(crate) below: &'static str,
@@ -55,6 +57,7 @@ impl Default for Setup {
         Self {
             gateway: Box::new(|builder| builder),
             api: Box::new(|builder| builder),
+            host: Box::new(|router| router),
             serve: ServeOptions::default().with_runtimes(THREADS.clone()),
             below: "",
             events: true,
@@ -89,6 +92,7 @@ impl Server {
             "" => router,
             below => axum::Router::new().nest(below, router),
         };
+        let router = (setup.host)(router);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();

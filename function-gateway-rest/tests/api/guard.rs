@@ -1,9 +1,12 @@
 //! Who gets in, and to what.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use function_gateway_core::Principal;
+use async_trait::async_trait;
+use axum::middleware::Next;
+use function_gateway_core::{Action, Authorizer, CallContext, Decision, Principal, Resource, Result};
 use function_gateway_rest::{ApiKeyAuthenticator, HostPrincipal, RestApi};
 use http::Request;
 use http::header::{AUTHORIZATION, COOKIE, HeaderName};
@@ -200,6 +203,69 @@ async fn the_hosts_credential_is_not_for_functions() {
             assert_eq!(headers.contains_key(&name), !kept_back.contains(&name), "{name} {kept_back:?}");
         }
     }
+}
+
+/// Lets the owner of a function do everything with it, and everybody look; nobody may have a function deleted on a Sunday.
+#[derive(Debug)]
+struct HouseRules {
+    is_sunday: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Authorizer for HouseRules {
+    async fn authorize(&self, cx: &CallContext, action: Action, resource: Resource<'_>) -> Result<Decision> {
+        let is_owner = resource.owner.is_none_or(|owner| *owner == cx.principal().id);
+        let is_free = action != Action::Delete || !self.is_sunday.load(Ordering::Relaxed);
+        let may = matches!(action, Action::Read | Action::List) || is_owner && is_free;
+        Ok(if may { Decision::Allow } else { Decision::Deny })
+    }
+}
+
+#[tokio::test]
+async fn a_host_brings_its_own_principals_and_rules() {
+    let is_sunday = Arc::new(AtomicBool::new(true));
+    let rules = HouseRules { is_sunday: Arc::clone(&is_sunday) };
+    // As a host does that has looked at a session of its own.
+    let host = |router: axum::Router| {
+        router.layer(axum::middleware::from_fn(async |mut request: axum::extract::Request, next: Next| {
+            let who = request.headers().get("x-session").and_then(|who| who.to_str().ok());
+            let who = who.map(|who| Principal::new("acme".parse().unwrap(), who.parse().unwrap()));
+            if let Some(who) = who {
+                request.extensions_mut().insert(Arc::new(who));
+            }
+            next.run(request).await
+        }))
+    };
+    let setup = Setup {
+        gateway: Box::new(|builder| builder.authorizer(Arc::new(rules))),
+        api: Box::new(|builder| {
+            builder.authenticator(HostPrincipal::by_headers([HeaderName::from_static("x-session")]))
+        }),
+        host: Box::new(host),
+        keys: false,
+        ..Setup::default()
+    };
+    let server = Server::with(setup).await;
+    let as_who = |who: &'static str, method: Method, path: &str| {
+        server.client.request(method, server.url(path)).header("x-session", who)
+    };
+    let create = as_who("ada", Method::POST, "/v1/functions").json(&json!({"name": "echo", "spec": spec()}));
+    let created = json_of(create.send().await.unwrap(), StatusCode::CREATED).await;
+    assert_eq!((&created["tenant"], &created["owner"]), (&json!("acme"), &json!("ada")));
+    let answer = as_who("ada", Method::POST, "/v1/functions/echo/invocations").body("x").send().await.unwrap();
+    assert_eq!(answer.text().await.unwrap(), "x");
+    json_of(as_who("bob", Method::GET, "/v1/functions/echo").send().await.unwrap(), StatusCode::OK).await;
+    for request in [
+        as_who("bob", Method::POST, "/v1/functions/echo/invocations"),
+        as_who("bob", Method::DELETE, "/v1/functions/echo"),
+        as_who("ada", Method::DELETE, "/v1/functions/echo"),
+    ] {
+        problem(request.send().await.unwrap(), 403, "permission_denied").await;
+    }
+    is_sunday.store(false, Ordering::Relaxed);
+    let deleted = as_who("ada", Method::DELETE, "/v1/functions/echo").send().await.unwrap();
+    assert_eq!(deleted.status(), StatusCode::NO_CONTENT);
+    problem(server.client.get(server.url("/v1/me")).send().await.unwrap(), 401, "unauthenticated").await;
 }
 
 #[tokio::test]
