@@ -1,10 +1,14 @@
 //! The commands that talk to a gateway: what they show, and how they end.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 use std::sync::mpsc;
 
 use serde_json::json;
+use tempfile::TempDir;
 
 use crate::common::{Gateway, Ran, file, folder, program, shell};
 
@@ -273,4 +277,60 @@ fn whoever_reads_no_further_breaks_nothing() {
     let mut command = std::process::Command::new("sh");
     let ran = Ran::of(command.args(["-c", &script]).env("FUNCTION_GATEWAY_URL", &gateway.url)).ends_with(0);
     assert!(ran.out.starts_with("NAME ") && ran.err.is_empty(), "{ran:#?}");
+}
+
+/// What stands in the fences of the README that begin so.
+fn fences(info: &str) -> Vec<&'static str> {
+    let opening = format!("```{info}\n");
+    let after = include_str!("../../README.md").split(opening.as_str()).skip(1);
+    after.map(|text| text.split_once("\n```").unwrap().0).collect()
+}
+
+/// Runs lines of the README with what is to stand for the program.
+fn lines(folder: &TempDir, program: &str, lines: &str) -> Command {
+    let bin = folder.path().join("bin");
+    fs::create_dir_all(&bin).unwrap();
+    fs::write(bin.join("local-gateway"), format!("#!/bin/sh\n{program}\n")).unwrap();
+    fs::set_permissions(bin.join("local-gateway"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let mut shell = Command::new("sh");
+    shell.args(["-ec", lines]).env("PATH", path).current_dir(folder.path());
+    shell
+}
+
+#[test]
+fn the_first_lines_of_the_readme_do_what_they_say() {
+    let folder = folder();
+    let gateway = Gateway::start(folder.path(), &["--no-samples"]);
+    file(&folder, "shout.yaml", fences("yaml")[0]);
+    let shown = fences("sh no-run")[1];
+    assert!(shown.contains("shout.yaml"), "{shown}");
+    let program = format!("exec {} \"$@\"", env!("CARGO_BIN_EXE_local-gateway"));
+    let (shown, logs) = shown.trim_end().rsplit_once('\n').unwrap();
+    let run =
+        |shown: &str| Ran::of(lines(&folder, &program, shown).env("FUNCTION_GATEWAY_URL", &gateway.url)).ends_with(0);
+    let ran = run(shown);
+    assert!(ran.out.contains("shout is created and ready, generation 1\n"), "{ran:#?}");
+    assert!(ran.out.contains("TO BE OR NOT TO BE"), "{ran:#?}");
+    let kept = |ran: &Ran| !ran.json().as_array().unwrap().is_empty();
+    let list = gateway.until(&["executions", "list", "-o", "json"], kept).json();
+    run(&logs.replace("ID", list[0]["id"].as_str().unwrap()));
+}
+
+#[test]
+fn every_line_of_the_readme_is_one_that_the_program_takes() {
+    let folder = folder();
+    let taken = folder.path().join("taken");
+    // Told to help, it does nothing, and refuses what it does not know all the same.
+    let program = format!(
+        "{} \"$@\" --help > /dev/null && echo \"$@\" >> {}",
+        env!("CARGO_BIN_EXE_local-gateway"),
+        taken.display()
+    );
+    let shown: Vec<_> = fences("sh no-run").into_iter().filter(|shown| !shown.starts_with("cargo ")).collect();
+    let shown = shown.join("\n").replace(" ID", " 01a2151e-4a46-75ae-83b3-777e4456aebe");
+    Ran::of(&mut lines(&folder, &program, &shown)).ends_with(0);
+    let count = shown.matches("local-gateway ").count();
+    assert!(count > 15, "{shown}");
+    assert_eq!(fs::read_to_string(taken).unwrap().lines().count(), count, "{shown}");
 }
