@@ -12,7 +12,7 @@ use crate::{CallContext, FunctionName, Result, Violation};
 /// | Scope | What it allows |
 /// |---|---|
 /// | `read` | To read and list functions, and to read executions |
-/// | `write` | What `read` allows, and to create, update and delete functions |
+/// | `write` | What `read` allows, and to check specifications, and to create, update and delete functions |
 /// | `invoke` | To execute functions, nothing else |
 /// | `admin` | All of that, and to read the audit log, and to read, create and revoke API keys |
 /// | `metrics` | To read the figures of the gateway as a whole, nothing else. They are about all tenants, so `admin` does not include it |
