@@ -234,6 +234,12 @@ async fn functions_are_found_by_what_they_are() {
             list["items"].as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap()).collect();
         assert_eq!(names, expected, "{query}");
     }
+    let first = json_of(server.get("/v1/functions?limit=3").send().await.unwrap(), StatusCode::OK).await;
+    let next = format!("/v1/functions?limit=3&cursor={}", first["next"].as_str().unwrap());
+    let second = json_of(server.get(&next).send().await.unwrap(), StatusCode::OK).await;
+    let names = [&first, &second].map(|part| part["items"].as_array().unwrap().iter().map(|item| item["name"].clone()));
+    assert_eq!(names.into_iter().flatten().collect::<Vec<_>>(), ["bobs", "img-a", "img-b", "other"]);
+    assert!(second.get("next").is_none(), "{second}");
     for query in ["limit=0", "limit=1001", "limit=x", "phase=good", "label=kind", "cursor=x", "colour=red", "driver=A"]
     {
         let refused = server.get(&format!("/v1/functions?{query}")).send().await.unwrap();
@@ -364,6 +370,20 @@ async fn what_an_engine_does_wrong_has_its_status_on_every_route_that_asks_it() 
             assert_eq!(told.as_deref(), retry_after, "{op:?} {kind}");
             problem(refused, status, kind.code()).await;
             server.engine.heal(op);
+        }
+        // Asked whether it takes a specification.
+        let patch = server.request(Method::PATCH, "/v1/functions/echo").body("{\"description\": \"another\"}");
+        for request in [
+            server.post("/v1/functions", &json!({"name": "new", "spec": spec()})),
+            server.request(Method::PUT, "/v1/functions/echo").json(&spec()),
+            patch.header("content-type", "application/merge-patch+json"),
+            server.post("/v1/functions/echo/rollback", &json!({"generation": 1})),
+            server.request(Method::POST, "/v1/functions/echo/rotate-secrets"),
+            server.post("/v1/validate", &spec()),
+        ] {
+            server.engine.inject(Op::Check, Fault::error(Error::new(kind, "as it was told")));
+            problem(request.send().await.unwrap(), status, kind.code()).await;
+            server.engine.heal(Op::Check);
         }
     }
 }

@@ -22,6 +22,8 @@ mod malformed;
 #[cfg(test)]
 mod queue;
 #[cfg(test)]
+mod refusals;
+#[cfg(test)]
 mod runtimes;
 #[cfg(test)]
 mod schemathesis;
