@@ -76,10 +76,6 @@ impl NewApiKey {
     /// What is wrong with it by itself.
     fn violations(&self, now: Timestamp) -> Vec<Violation> {
         let mut found = Vec::new();
-        if self.principal.as_ref().is_some_and(PrincipalId::is_caller) {
-            let reason = "stands for the caller in queries, so it can't be a principal's name";
-            found.push(Violation::new("/principal", reason));
-        }
         if self.scopes.len() > Self::MAX_SCOPES {
             let reason = format!("there are {} scopes, at most {} are allowed", self.scopes.len(), Self::MAX_SCOPES);
             found.push(Violation::new("/scopes", reason));
@@ -197,7 +193,13 @@ impl AccessManager for Gateway {
         host.authorize_key(cx, Action::CreateKey, key.id).await?;
         let keys = Arc::clone(self.keys()?);
         let now = host.clock.now();
+        let creator = cx.principal().id.clone();
         let mut violations = key.violations(now);
+        let principal = key.principal.clone().unwrap_or_else(|| creator.clone());
+        if principal.is_caller() {
+            let reason = "stands for the caller in queries, so it can't be a principal's name";
+            violations.push(Violation::new("/principal", reason));
+        }
         // Scopes that are too long or too many are looked at no further.
         if !violations.iter().any(|violation| violation.pointer.starts_with("/scopes")) {
             let refused = host.authorizer.check_grant(cx.principal(), &key.scopes);
@@ -210,9 +212,7 @@ impl AccessManager for Gateway {
             let message = "an API key can't be created like this";
             return Err(Error::new(ErrorKind::InvalidArgument, message).with_violations(violations));
         }
-        let NewApiKey { id, hash, principal, scopes, description, expires_at } = key;
-        let creator = cx.principal().id.clone();
-        let principal = principal.unwrap_or_else(|| creator.clone());
+        let NewApiKey { id, hash, principal: _, scopes, description, expires_at } = key;
         let mut key = ApiKey::new(id, cx.tenant().clone(), principal, hash, (now, creator));
         (key.scopes, key.description, key.expires_at) = (scopes, description, expires_at);
         let (host, cx, key) = (Arc::clone(host), cx.clone(), Arc::new(key));

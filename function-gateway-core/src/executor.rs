@@ -17,14 +17,13 @@ use crate::host::Host;
 use crate::invocation::unlisted_secret;
 use crate::middleware::Endpoint;
 use crate::route::Serving;
-use crate::submit::to_read_execution;
 use crate::time::monotonic_now;
 use crate::{
     Action, Body, BoxStream, CallContext, CallState, Cancellation, Deadline, Delivery, DeploymentState, DriverRequest,
     Error, ErrorKind, FunctionKey, FunctionRef, Gateway, Invocation, InvocationId, InvocationRecord, InvokeRequest,
     InvokeResponse, LogSink, Next, Page, PageRequest, PayloadFormat, Qualifier, QueueConfig, Receipt, RecordFilter,
     Result, Retry, Scope, SecretBinding, SecretDelivery, SecretVariable, Stage, Statistics, StatisticsQuery,
-    SubmitOptions, TimedPhase, TraceParent, Violation, Waited, envelope,
+    SubmitOptions, TimedPhase, Timings, TraceParent, Violation, Waited, envelope,
 };
 
 /// Executes functions, and reads what is kept of executions.
@@ -312,7 +311,7 @@ impl FunctionExecutor for Gateway {
         if let Some(call) = self.host.running.find(cx.tenant(), id) {
             let function = (&call.revision.key.name, Some(&call.revision.owner));
             let is_own = call.submitter.as_ref().is_some_and(|submitter| *submitter == cx.principal().id);
-            self.host.authorize(cx, to_read_execution(is_own), Some(function)).await?;
+            self.host.authorize_to_read(cx, is_own, Some(function)).await?;
             return Ok(call.state.read_logs(follow));
         }
         // Looked at last: a call leaves the list once its record was handed to the store.
@@ -439,7 +438,10 @@ impl Host {
                 response.call = Some(state);
                 Ok(response)
             }
-            Err(error) => Err(state.redactor().error(error).with_timings(state.timings())),
+            Err(error) => {
+                let (error, timings) = (state.redactor().error(error), state.timings());
+                Err(if timings == Timings::default() { error } else { error.with_timings(timings) })
+            }
         }
     }
 

@@ -117,6 +117,22 @@ impl Host {
         self.authorize_on(cx, action, resource, None).await
     }
 
+    /// As [`authorize`](Self::authorize), to read an execution: whoever submitted it may, and else whoever may read executions.
+    pub(crate) async fn authorize_to_read(
+        &self,
+        cx: &CallContext,
+        is_own: bool,
+        function: Option<(&FunctionName, Option<&PrincipalId>)>,
+    ) -> Result<()> {
+        if is_own {
+            match self.authorize(cx, Action::Invoke, function).await {
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+                decided => return decided,
+            }
+        }
+        self.authorize(cx, Action::ReadExecutions, function).await
+    }
+
     /// As [`authorize`](Self::authorize), for a change of an API key.
     pub(crate) async fn authorize_key(&self, cx: &CallContext, action: Action, key: ApiKeyId) -> Result<()> {
         self.authorize_on(cx, action, Resource::tenant(cx.tenant()), Some(key)).await

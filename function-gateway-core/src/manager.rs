@@ -166,8 +166,8 @@ pub trait FunctionManager: std::fmt::Debug + Send + Sync + 'static {
     /// Reads the log of the revision that serves.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where the driver does not offer it; [`ErrorKind::NotReady`]. A log that is followed ends with
-    /// [`ErrorKind::ShuttingDown`] where the gateway stops.
+    /// [`ErrorKind::Unsupported`] where the driver does not offer it; [`ErrorKind::NotReady`]. A log that is still being read ends
+    /// with [`ErrorKind::ShuttingDown`] where the gateway stops.
     async fn logs(
         &self,
         cx: &CallContext,
@@ -247,6 +247,8 @@ struct Change {
     reason: RevisionReason,
     /// Whether a specification that is the same makes a new generation all the same.
     always: bool,
+    /// Of which function it was made up, where it was.
+    of: Option<FunctionId>,
 }
 
 impl Gateway {
@@ -274,12 +276,20 @@ impl Gateway {
         let changed = self
             .compare_and_set(cx, name, Action::Update, condition, |function| {
                 let now = host.clock.now();
+                if change.of.is_some_and(|of| of != function.id) {
+                    let message = "another function bears the name by now";
+                    return Err(Error::new(ErrorKind::Conflict, message).with_retry(crate::Retry::Never));
+                }
                 if function.spec == change.spec && !change.always {
                     return Ok(try_again(function, now));
                 }
                 let generation = function.generation.next();
                 let created = (now, cx.principal().id.clone());
-                let spec = change.spec.clone();
+                let spec = match change.reason {
+                    // Whatever it is by now.
+                    RevisionReason::SecretRotated => function.spec.clone(),
+                    _ => change.spec.clone(),
+                };
                 let revision =
                     Revision::new(function.key.clone(), function.id, generation, spec, created, change.reason)
                         .with_owner(function.owner.clone());
@@ -438,7 +448,8 @@ impl FunctionManager for Gateway {
     ) -> Result<Arc<Function>> {
         // Found before it is checked: what is wrong with a specification is told to those who may change the function.
         self.find(cx, name, Action::Update).await?;
-        self.change(cx, name, Change { spec, reason: RevisionReason::Updated, always: false }, condition).await
+        let change = Change { spec, reason: RevisionReason::Updated, always: false, of: None };
+        self.change(cx, name, change, condition).await
     }
 
     async fn roll_back(
@@ -450,7 +461,8 @@ impl FunctionManager for Gateway {
     ) -> Result<Arc<Function>> {
         let function = self.find(cx, name, Action::Update).await?;
         let revision = self.stored_revision(&function, to).await?;
-        let change = Change { spec: revision.spec.clone(), reason: RevisionReason::RolledBack { to }, always: true };
+        let (spec, reason) = (revision.spec.clone(), RevisionReason::RolledBack { to });
+        let change = Change { spec, reason, always: true, of: Some(function.id) };
         self.change(cx, name, change, condition).await
     }
 
@@ -458,12 +470,11 @@ impl FunctionManager for Gateway {
         &self,
         cx: &CallContext,
         name: &FunctionName,
-        mut condition: Precondition,
+        condition: Precondition,
     ) -> Result<Arc<Function>> {
         let function = self.find(cx, name, Action::Update).await?;
-        let change = Change { spec: function.spec.clone(), reason: RevisionReason::SecretRotated, always: true };
-        // Also where the caller does not mind: what is there must not become what was read here.
-        condition.generation.get_or_insert(function.generation);
+        let (spec, reason) = (function.spec.clone(), RevisionReason::SecretRotated);
+        let change = Change { spec, reason, always: true, of: Some(function.id) };
         self.change(cx, name, change, condition).await
     }
 
@@ -552,19 +563,24 @@ impl FunctionManager for Gateway {
                 }
             };
             tokio::select! {
-                () = read => None,
-                () = lines.closed() => None,
+                biased;
+                // First, since the driver may end what it tells for the same reason.
                 () = closing.cancelled() => Some(shutting_down()),
+                () = lines.closed() => None,
+                () = read => None,
             }
         });
-        open.await.map_err(|_| shutting_down())??;
         // What was broken off must not look whole.
-        let broken = stream::once(read).filter_map(async |ended| match ended {
-            Ok(broken) => broken.map(Err),
-            Err(_) => {
-                Some(Err(Error::new(ErrorKind::Internal, "the task that reads the log has ended before its time")))
-            }
-        });
+        let broken = async {
+            let panicked =
+                |_| Some(Error::new(ErrorKind::Internal, "the task that reads the log has ended before its time"));
+            read.await.unwrap_or_else(panicked)
+        };
+        match open.await {
+            Ok(opened) => opened?,
+            Err(_) => return Err(broken.await.unwrap_or_else(shutting_down)),
+        }
+        let broken = stream::once(broken).filter_map(|broken| std::future::ready(broken.map(Err)));
         let lines = stream::poll_fn(move |cx| receiver.poll_recv(cx)).chain(broken);
         let Some(secrets) = secrets else { return Ok(Box::pin(lines)) };
         Ok(Box::pin(lines.map(move |line| match line {

@@ -194,11 +194,6 @@ pub enum Waited {
     NotYet(Arc<InvocationRecord>),
 }
 
-/// What is needed to read an execution: whoever submitted it may read what has become of it.
-pub(crate) fn to_read_execution(is_own: bool) -> Action {
-    if is_own { Action::Invoke } else { Action::ReadExecutions }
-}
-
 impl Host {
     /// The queue, where there is one.
     pub(crate) fn queue(&self) -> Result<&Arc<dyn InvocationQueue>> {
@@ -219,7 +214,7 @@ impl Host {
     async fn own_queued(&self, cx: &CallContext, id: InvocationId) -> Result<Option<Arc<QueuedInvocation>>> {
         let Some(found) = self.queue()?.queued(cx.tenant(), id).await? else { return Ok(None) };
         let is_own = found.submission.principal.id == cx.principal().id;
-        self.authorize(cx, to_read_execution(is_own), Some((&found.submission.key.name, None))).await?;
+        self.authorize_to_read(cx, is_own, Some((&found.submission.key.name, None))).await?;
         Ok(Some(found))
     }
 
@@ -227,9 +222,9 @@ impl Host {
     pub(crate) async fn recorded(&self, cx: &CallContext, id: InvocationId) -> Result<Arc<InvocationRecord>> {
         let record = self.invocations.get(cx.tenant(), id).await?;
         let is_own = |record: &InvocationRecord| record.lineage.is_some() && record.caller == cx.principal().id;
-        let action = to_read_execution(record.as_deref().is_some_and(is_own));
+        let is_own = record.as_deref().is_some_and(is_own);
         let name = record.as_ref().map(|record| (&record.key.name, Some(&record.owner)));
-        self.authorize(cx, action, name).await?;
+        self.authorize_to_read(cx, is_own, name).await?;
         record.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no execution {id}")))
     }
 

@@ -9,9 +9,10 @@ use axum::response::IntoResponse as _;
 use function_gateway_core::{Error, ErrorKind, Result};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method};
-use tower::{Layer as _, ServiceExt as _, service_fn};
+use tower::{Layer as _, Service, ServiceExt as _, service_fn};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
+use crate::envelope::caught;
 use crate::problem::ANSWERED_BY;
 
 /// Headers of answers that scripts of other origins may read.
@@ -86,19 +87,24 @@ pub(crate) fn letting_in<S: Clone + Send + Sync + 'static>(Cors(origins): &Cors,
         .allow_methods(AllowMethods::mirror_request())
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(EXPOSED_HEADERS);
+    let cors = layer.layer(service_fn(|_| std::future::ready(Ok(http::Response::new(())))));
     router.layer(axum::middleware::from_fn(move |request: Request, next: Next| {
-        let layer = layer.clone();
+        let cors = cors.clone();
         async move {
             let is_preflight = is_preflight(&request);
-            let mut told = told(&layer, is_preflight, request.headers()).await;
+            let mut told = told(cors, is_preflight, request.headers()).await;
             if is_preflight {
                 told.insert(ANSWERED_BY, HeaderValue::from_static("gateway"));
                 return told.into_response();
             }
-            let mut response = next.run(request).await;
+            // Caught here, so that the page may read that too.
+            let mut response = caught(next.run(request)).await;
             let headers = response.headers_mut();
-            if let Some(vary) = told.remove(header::VARY) {
-                headers.append(header::VARY, vary);
+            // A function may have some of its own.
+            for name in [header::VARY, header::ACCESS_CONTROL_EXPOSE_HEADERS] {
+                if let Some(value) = told.remove(&name) {
+                    headers.append(name, value);
+                }
             }
             headers.extend(told);
             response
@@ -115,12 +121,17 @@ fn is_preflight(request: &Request) -> bool {
 }
 
 /// What the browser is told. The layer takes every `OPTIONS` for a preflight, so what is none goes through it by another method.
-async fn told(layer: &CorsLayer, is_preflight: bool, headers: &HeaderMap) -> HeaderMap {
+async fn told(
+    cors: impl Service<http::Request<()>, Response = http::Response<()>, Error = Infallible>,
+    is_preflight: bool,
+    headers: &HeaderMap,
+) -> HeaderMap {
     let mut asked = http::Request::new(());
     *asked.method_mut() = if is_preflight { Method::OPTIONS } else { Method::GET };
-    *asked.headers_mut() = headers.clone();
-    let nothing = service_fn(|_| std::future::ready(Ok::<_, Infallible>(http::Response::new(()))));
-    match layer.layer(nothing).oneshot(asked).await {
+    for name in [header::ORIGIN, header::ACCESS_CONTROL_REQUEST_METHOD, header::ACCESS_CONTROL_REQUEST_HEADERS] {
+        asked.headers_mut().extend(headers.get(&name).map(|value| (name, value.clone())));
+    }
+    match cors.oneshot(asked).await {
         Ok(answer) => answer.into_parts().0.headers,
         Err(never) => match never {},
     }

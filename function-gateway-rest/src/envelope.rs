@@ -1,6 +1,5 @@
 //! What surrounds every request: its id, its line in the log, and the problem document where it failed.
 
-use std::any::Any;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
@@ -60,10 +59,13 @@ pub(crate) fn envelope(mut request: Request, next: Next) -> impl Future<Output =
         request.extensions_mut().insert(log.clone());
         (log, request.method().clone(), request.uri().path().to_owned(), Instant::now())
     });
-    let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+    let answer = caught(next.run(request));
     async move {
         let id_text = id.to_str().unwrap_or_default();
-        let mut response = answer.await.unwrap_or_else(|panic| panicked(&*panic, id_text));
+        let mut response = answer.await;
+        if let Some(Panic(message)) = response.extensions_mut().remove() {
+            tracing::error!(target: "function_gateway::rest", request_id = id_text, message, "the handling of a request panicked");
+        }
         if let Some(problem) = response.extensions_mut().remove::<Problem>() {
             response = problem.finish(response, id_text);
         }
@@ -91,11 +93,20 @@ pub(crate) fn envelope(mut request: Request, next: Next) -> impl Future<Output =
     }
 }
 
-fn panicked(panic: &(dyn Any + Send), request_id: &str) -> Response {
-    let message = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    tracing::error!(target: "function_gateway::rest", request_id, message, "the handling of a request panicked");
-    Problem::from(Error::new(ErrorKind::Internal, "the gateway failed; its log says more under the request's id"))
-        .into_response()
+/// What a handler said when it panicked, for the log.
+#[derive(Clone)]
+struct Panic(Option<String>);
+
+/// An answer also where a handler panics.
+pub(crate) async fn caught(answer: impl Future<Output = Response>) -> Response {
+    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
+        let error = Error::new(ErrorKind::Internal, "the gateway failed; its log says more under the request's id");
+        let mut response = Problem::from(error).into_response();
+        response.extensions_mut().insert(Panic(message));
+        response
+    })
 }
 
 /// Answers depend on who asks. A cache that many share heeds that by itself for `Authorization` alone (RFC 9111, section 3.5), and

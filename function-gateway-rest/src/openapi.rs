@@ -102,7 +102,6 @@ fn close(document: &mut Value) {
 
 /// The function's own URL has every method, at once and for later, which no route can say of itself.
 fn function_url(document: &mut Value) {
-    let own = "The function's own URL: method, path, query, headers and body pass as they came";
     for (route, path, id, later) in
         [("invocations", "http", "function_url", ""), ("submit", "submit/http", "submit_function_url", ", for later")]
     {
@@ -111,10 +110,12 @@ fn function_url(document: &mut Value) {
         let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) else { return };
         for (below, id, at) in [
             ("/{path}", id.to_owned(), ""),
-            ("/", format!("{id}_root"), ", which here is its root"),
-            ("", format!("{id}_bare"), ", which here has no path"),
+            ("/", format!("{id}_root"), " at its root"),
+            ("", format!("{id}_bare"), " without a path"),
         ] {
-            let item = every_method(&operation, (&id, below), &format!("{own}{at}{later}."), later.is_empty());
+            let summary =
+                format!("The function's own URL{at}{later}: method, path, query, headers and body pass as they came.");
+            let item = every_method(&operation, (&id, below), &summary, later.is_empty());
             paths.insert(format!("/v1/functions/{{name}}/{path}{below}"), item.into());
         }
     }

@@ -12,8 +12,8 @@ use crate::{CallContext, FunctionName, Result, Violation};
 /// | Scope | What it allows |
 /// |---|---|
 /// | `read` | To read and list functions, and to read executions |
-/// | `write` | What `read` allows, and to check specifications, and to create, update and delete functions |
-/// | `invoke` | To execute functions, nothing else |
+/// | `write` | What `read` allows, and to check specifications, to create, update and delete functions, and to purge dead letters |
+/// | `invoke` | To execute functions, to read what has become of what one submitted, to cancel and to redrive, nothing else |
 /// | `admin` | All of that, and to read the audit log, and to read, create and revoke API keys |
 /// | `metrics` | To read the figures of the gateway as a whole, nothing else. They are about all tenants, so `admin` does not include it |
 ///
@@ -71,8 +71,8 @@ impl Right {
         match action {
             Action::Read | Action::ReadExecutions => (Self::Read, false),
             Action::List | Action::ReadSubscriptions => (Self::Read, true),
-            Action::Create | Action::Validate | Action::Update | Action::Delete | Action::Purge => (Self::Write, false),
-            Action::WriteSubscriptions => (Self::Write, true),
+            Action::Create | Action::Update | Action::Delete | Action::Purge => (Self::Write, false),
+            Action::Validate | Action::WriteSubscriptions => (Self::Write, true),
             Action::Invoke | Action::Cancel | Action::Redrive => (Self::Invoke, false),
             Action::Publish => (Self::Invoke, true),
             Action::ReadAudit | Action::ReadKeys | Action::CreateKey | Action::RevokeKey => (Self::Admin, true),
@@ -234,16 +234,16 @@ mod tests {
             (&["admin"], ["RLECvUDIakcr."; 3]),
             (&["metrics"], ["............m"; 3]),
             (&["read:img-a"], [".............", "R.E..........", "............."]),
-            (&["write:img-a"], [".............", "R.ECvUD......", "............."]),
+            (&["write:img-a"], [".............", "R.EC.UD......", "............."]),
             (&["invoke:img-a"], [".............", ".......I.....", "............."]),
-            (&["admin:img-a"], [".............", "R.ECvUDI.....", "............."]),
+            (&["admin:img-a"], [".............", "R.EC.UDI.....", "............."]),
             (&["invoke:img-*"], [".............", ".......I.....", "............."]),
             (&["read:*"], [".............", "R.E..........", "R.E.........."]),
             (&["metrics:img-a"], ["............."; 3]),
             (&["invoke:", "invoke:img", "invoke:i*g-a", "invoke:mg-a*", "invoke:IMG-A"], ["............."; 3]),
             (&["Read", " read", "read ", "*", "", ":", "all", "invoke:img-a:b"], ["............."; 3]),
             (&["read", "invoke:b"], ["RLE..........", "RLE..........", "RLE....I....."]),
-            (&["write:b", "read:img-*"], [".............", "R.E..........", "R.ECvUD......"]),
+            (&["write:b", "read:img-*"], [".............", "R.E..........", "R.EC.UD......"]),
             (&["metrics", "invoke"], [".......I....m"; 3]),
         ];
         for (scopes, expected) in rows {

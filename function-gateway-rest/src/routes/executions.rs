@@ -288,15 +288,15 @@ async fn export(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQ
             }
         }
     });
-    // What is wrong with the request is known with the first part.
-    let first = lines.recv().await.transpose()?;
     // What was broken off must not look whole.
-    let broken = stream::once(read).filter_map(async |ended| {
+    let broken = stream::once(read).filter_map(|ended| {
         let error = |_| Error::new(ErrorKind::Internal, "the task that exports has ended before its time");
-        ended.err().map(error).map(Err)
+        std::future::ready(ended.err().map(error).map(Err))
     });
-    let rest = stream::poll_fn(move |cx| lines.poll_recv(cx)).chain(broken);
-    Ok(logs::json_lines(stream::iter(first.map(Ok)).chain(rest)))
+    let mut lines = Box::pin(stream::poll_fn(move |cx| lines.poll_recv(cx)).chain(broken));
+    // What is wrong with the request is known with the first part.
+    let first = lines.next().await.transpose()?;
+    Ok(logs::json_lines(stream::iter(first.map(Ok)).chain(lines)))
 }
 
 /// For which executions figures are wanted.

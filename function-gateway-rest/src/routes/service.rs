@@ -175,15 +175,20 @@ impl Description {
     }
 }
 
-/// Whether a client takes what is compressed by gzip (RFC 9110, section 12.5.3).
+/// Whether a client takes what is compressed by gzip, also by its old name (RFC 9110, sections 8.4.1.3 and 12.5.3).
 fn takes_gzip(headers: &HeaderMap) -> bool {
     let values = headers.get_all(header::ACCEPT_ENCODING).into_iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|coding| {
+    let codings = values.flat_map(|value| value.split(',')).map(|coding| {
         let mut parts = coding.split(';').map(str::trim);
-        let is_gzip = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("gzip") || name == "*");
+        let name = parts.next().unwrap_or_default().to_ascii_lowercase();
         let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-        is_gzip && weight.is_none_or(|weight| weight.parse::<f32>().is_ok_and(|weight| weight > 0.0))
-    })
+        (name, weight.is_none_or(|weight| weight.parse::<f32>().is_ok_and(|weight| weight > 0.0)))
+    });
+    let codings: Vec<_> = codings.collect();
+    let taken =
+        |names: &[&str]| codings.iter().find(|(name, _)| names.contains(&name.as_str())).map(|(_, taken)| *taken);
+    // What is not named itself is what the asterisk stands for.
+    taken(&["gzip", "x-gzip"]).or_else(|| taken(&["*"])).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -196,6 +201,9 @@ mod tests {
             ("gzip", true),
             ("br, GZIP;q=0.5", true),
             ("*", true),
+            ("x-gzip", true),
+            ("gzip;q=0, *", false),
+            ("*;q=0, gzip", true),
             ("gzip;q=0", false),
             ("gzip; q=0.000, br", false),
             ("x-own", false),

@@ -178,6 +178,16 @@ fn anonymous() -> Anonymous {
 }
 
 #[tokio::test]
+async fn who_bears_the_name_of_the_caller_makes_no_key_of_that_name() {
+    let me = Principal::new("acme".parse().unwrap(), "me".parse().unwrap()).with_scope("admin");
+    let api = |builder: RestApiBuilder| builder.authenticator(Anonymous::new(me));
+    let server = Server::with(Setup { api: Box::new(api), ..Setup::default() }).await;
+    let create = server.client.post(server.url("/v1/keys")).json(&json!({"scopes": ["read"]}));
+    let refused = problem(create.send().await.unwrap(), 400, "invalid_argument").await;
+    assert_eq!(refused["violations"][0]["pointer"], "/principal");
+}
+
+#[tokio::test]
 async fn a_gateway_without_a_store_for_keys_says_so() {
     let without = |_| {
         let store = Arc::new(MemoryStore::new(GatewayId::generate()));

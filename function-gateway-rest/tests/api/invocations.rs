@@ -59,7 +59,7 @@ async fn who_gets_no_answer_of_the_function_is_told_too_what_took_the_time() {
     server.create("late").await;
     server.create_with("strict", json!({"input_schema": {"type": "object"}})).await;
     server.engine.on_invoke(waiting(&Gate::new()));
-    let call = server.request(Method::POST, "/v1/functions/late/invocations").header("x-function-timeout-ms", "20");
+    let call = server.request(Method::POST, "/v1/functions/late/invocations").header("x-function-timeout-ms", "500");
     let late = call.send().await.unwrap();
     let timing = header(&late, "server-timing").to_owned();
     problem(late, 504, "deadline_exceeded").await;

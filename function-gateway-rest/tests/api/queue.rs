@@ -737,6 +737,7 @@ async fn who_submitted_an_execution_may_read_its_log_while_it_runs_and_later() {
     }));
     let _workers = workers(&server);
     let bob = key(&server.gateway, "acme", "bob", &["invoke"]).await;
+    let bob_reads = key(&server.gateway, "acme", "bob", &["read"]).await;
     let eve = key(&server.gateway, "acme", "eve", &["invoke"]).await;
     let request = server.as_who(&bob, Method::POST, "/v1/functions/logs/submit");
     let status_url = accepted(request).await["status_url"].as_str().unwrap().to_owned();
@@ -744,7 +745,9 @@ async fn who_submitted_an_execution_may_read_its_log_while_it_runs_and_later() {
     let read = async |who: &str| server.as_who(who, Method::GET, &log).send().await.unwrap();
     gate.reached_by(1).await;
     for _ in ["while it runs", "later"] {
-        assert_eq!(read(&bob).await.text().await.unwrap(), "one\n");
+        for who in [&bob, &bob_reads] {
+            assert_eq!(read(who).await.text().await.unwrap(), "one\n");
+        }
         problem(read(&eve).await, 403, "permission_denied").await;
         gate.open();
         let ended = server.get(&format!("{status_url}?wait_ms=30000")).send().await.unwrap();

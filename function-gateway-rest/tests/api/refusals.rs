@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use function_gateway_core::{Error, ErrorKind, Result};
-use function_gateway_rest::{Authenticated, Authenticator};
+use function_gateway_rest::{Authenticated, Authenticator, Cors, RestOptions};
 use function_gateway_testkit::{Handler, Op};
+use http::HeaderValue;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
@@ -201,7 +202,10 @@ impl Authenticator for OutOfReach {
 async fn every_operation_says_that_the_gateway_or_what_it_depends_on_fails() {
     let before = |authenticator: Arc<dyn Authenticator>| Setup {
         // Asked after the one for keys, which does not know this credential.
-        api: Box::new(move |builder| builder.authenticator(Shared(authenticator))),
+        api: Box::new(move |builder| {
+            let options = RestOptions::default().with_cors(Cors::any_origin());
+            builder.options(options).authenticator(Shared(authenticator))
+        }),
         ..Setup::default()
     };
     for (authenticator, status, code) in [
@@ -212,10 +216,12 @@ async fn every_operation_says_that_the_gateway_or_what_it_depends_on_fails() {
         for operation in operations() {
             let mut request = operation.request(&server, "", &NAMES).build().unwrap();
             request.headers_mut().remove("authorization");
+            request.headers_mut().insert("origin", HeaderValue::from_static("https://app.example.com"));
             let answer = server.client.execute(request).await.unwrap();
             assert_eq!(answer.status(), status, "{} {}", operation.method, operation.path);
             let told = answer.headers().get("retry-after").map(|seconds| seconds.to_str().unwrap());
             assert_eq!(told, (status == 503).then_some("1"));
+            assert_eq!(header(&answer, "access-control-allow-origin"), "*", "the page may read it");
             let text = problem(answer, status, code).await.to_string();
             assert!(!text.contains("hunter2") && !text.contains("ldap"), "{text}");
         }

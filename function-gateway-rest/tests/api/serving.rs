@@ -9,7 +9,7 @@ use function_gateway_rest::serve::ServeOptions;
 use function_gateway_rest::{Cors, RestOptions};
 use function_gateway_testkit::{Gate, Handler, Op};
 use http::HeaderValue;
-use http::header::VARY;
+use http::header::{ACCESS_CONTROL_EXPOSE_HEADERS, VARY};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -144,6 +144,7 @@ async fn options_that_are_no_preflight_are_the_functions_own() {
     server.engine.on_invoke(Handler::new(async |_, request| {
         let mut answer = InvokeResponse::new(StatusCode::OK, request.method.to_string());
         answer.headers.insert(VARY, HeaderValue::from_static("accept-language"));
+        answer.headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-total-count"));
         Ok(answer)
     }));
     let options = || server.request(Method::OPTIONS, "/v1/functions/web/http/x");
@@ -152,6 +153,9 @@ async fn options_that_are_no_preflight_are_the_functions_own() {
     assert_eq!(header(&by_script, "access-control-allow-origin"), "https://app.example.com");
     let varies: Vec<_> = by_script.headers().get_all("vary").iter().map(|value| value.to_str().unwrap()).collect();
     assert!(varies.contains(&"accept-language") && varies.iter().any(|vary| vary.contains("origin")), "{varies:?}");
+    let exposed = by_script.headers().get_all(ACCESS_CONTROL_EXPOSE_HEADERS).iter();
+    let exposed: String = exposed.map(|value| format!("{},", value.to_str().unwrap())).collect();
+    assert!(exposed.contains("x-total-count") && exposed.contains("x-request-id"), "{exposed}");
     for answer in [by_script, options().send().await.unwrap()] {
         assert_eq!(header(&answer, "x-function-answered-by"), "function");
         assert_eq!(answer.text().await.unwrap(), "OPTIONS");

@@ -49,6 +49,13 @@ pub async fn an_event_reads_back_as_it_was_appended(log: Log) {
     let tenant = tenant();
     let actions = [
         Action::Create,
+        Action::Validate,
+        Action::Cancel,
+        Action::Redrive,
+        Action::Purge,
+        Action::Publish,
+        Action::ReadSubscriptions,
+        Action::WriteSubscriptions,
         Action::Read,
         Action::Update,
         Action::Delete,
