@@ -90,7 +90,7 @@ async fn create_subscription(
     let spec: SubscriptionSpec = read_value(new.spec, ErrorKind::InvalidArgument, "/spec")?;
     let created = broker.create(&caller.context(), name, spec).await.map_err(below_spec)?;
     let mut response = (StatusCode::CREATED, Json(SubscriptionDocument::from(&created))).into_response();
-    tag(created.version).set(&mut response);
+    tag(&created).set(&mut response);
     Ok(response)
 }
 
@@ -113,15 +113,21 @@ async fn subscriptions(State(api): State<Arc<Api>>, caller: Caller, InQuery(part
     get,
     path = "/v1/subscriptions/{name}",
     tag = "events",
-    params(("name" = String, Path)),
+    params(("name" = String, Path), ("If-None-Match" = Option<String>, Header, description = "The ETag that the client has")),
     responses(
         (status = 200, description = "The subscription", body = SubscriptionDocument, headers(("ETag" = String, description = "Its version"))),
+        (status = 304, description = "The client has it as it is"),
         Guarded, Found, Brokered,
     ),
 )]
-async fn subscription(State(api): State<Arc<Api>>, caller: Caller, InPath(name): InPath<SubscriptionName>) -> Answer {
+async fn subscription(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    InPath(name): InPath<SubscriptionName>,
+    headers: HeaderMap,
+) -> Answer {
     let found = api.broker()?.get(&caller.context(), &name).await?;
-    Ok(answer(&found))
+    Ok(tag(&found).not_modified(&headers).unwrap_or_else(|| answer(&found)))
 }
 
 /// Replaces a subscription. Its functions are executed on behalf of the caller from then on.
@@ -185,19 +191,20 @@ async fn expected(
 ) -> Result<Option<Version>, Problem> {
     let Some(wanted) = if_match(headers)?.filter(super::etag::IfMatch::is_one) else { return Ok(None) };
     let found = broker.get(cx, name).await?;
-    match wanted.includes(&tag(found.version)) {
+    match wanted.includes(&tag(&found)) {
         true => Ok(Some(found.version)),
         false => Err(Error::new(ErrorKind::PreconditionFailed, "the subscription has another version").into()),
     }
 }
 
-fn tag(version: Version) -> Etag {
-    Etag::new(&version.to_string())
+/// Changes with the subscription, and is another one for another subscription of the name.
+fn tag(found: &function_gateway_events::Subscription) -> Etag {
+    Etag::new(&format!("{}.{}", found.created_at.as_micros(), found.version))
 }
 
 fn answer(found: &function_gateway_events::Subscription) -> Response {
     let mut response = Json(SubscriptionDocument::from(found)).into_response();
-    tag(found.version).set(&mut response);
+    tag(found).set(&mut response);
     response
 }
 
