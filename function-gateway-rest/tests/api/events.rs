@@ -1,6 +1,9 @@
 //! Events over HTTP, and the subscriptions that lead from them to functions.
 
+use std::time::Duration;
+
 use function_gateway_core::WorkerConfig;
+use function_gateway_rest::RestOptions;
 use function_gateway_testkit::Handler;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
@@ -183,4 +186,19 @@ async fn a_gateway_that_takes_no_events_says_so() {
     let server = Server::with(Setup { events: false, ..Setup::default() }).await;
     problem(binary(&server, "1", "{}").send().await.unwrap(), 501, "unsupported").await;
     problem(server.get("/v1/subscriptions").send().await.unwrap(), 501, "unsupported").await;
+}
+
+#[tokio::test]
+async fn an_event_that_is_too_large_or_does_not_come_is_refused() {
+    let options = RestOptions::default().with_max_document_bytes(200).with_document_timeout(Duration::from_millis(50));
+    let server = Server::with_options(options).await;
+    let large = publish(&server).header("content-type", "application/cloudevents+json").body(" ".repeat(201));
+    problem(large.send().await.unwrap(), 413, "payload_too_large").await;
+    let half = format!(
+        "POST /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/cloudevents+json\r\n\
+         content-length: 9\r\n\r\n{{",
+        server.admin
+    );
+    let late = server.raw(half.as_bytes()).await;
+    assert!(late.starts_with("HTTP/1.1 408") && late.contains("request_timeout"), "{late}");
 }

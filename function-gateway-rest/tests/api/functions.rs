@@ -290,9 +290,12 @@ async fn what_serves_is_scaled_and_shows_its_log() {
     assert_eq!(scaled.status(), StatusCode::NO_CONTENT);
     let target = server.engine.targets().remove(0);
     assert_eq!(server.engine.instances(&target), Some(3));
-    server.engine.inject(Op::Scale, Fault::error(Error::new(ErrorKind::Unsupported, "not here")));
-    let refused = server.post("/v1/functions/echo/scale", &json!({"instances": 3})).send().await.unwrap();
-    problem(refused, 501, "unsupported").await;
+    let scale = server.post("/v1/functions/echo/scale", &json!({"instances": 3}));
+    for (op, request) in [(Op::Scale, scale), (Op::Logs, server.get("/v1/functions/echo/logs"))] {
+        server.engine.inject(op, Fault::error(Error::new(ErrorKind::Unsupported, "not here")));
+        problem(request.send().await.unwrap(), 501, "unsupported").await;
+        server.engine.heal(op);
+    }
 
     server.engine.on_invoke(logging("one\nt\u{e9}o\n"));
     server.invoke("echo", "").await;
@@ -425,6 +428,7 @@ async fn every_route_that_takes_a_document_says_what_is_wrong_with_one() {
         ("POST", "/v1/keys", "application/json"),
         ("POST", "/v1/dead-letters/redrive", "application/json"),
         ("POST", "/v1/dead-letters/purge", "application/json"),
+        ("POST", "/v1/subscriptions", "application/json"),
         ("PUT", "/v1/subscriptions/all", "application/json"),
     ] {
         let request = || server.request(method.parse().unwrap(), path);
@@ -464,4 +468,25 @@ async fn a_part_of_a_functions_log_is_read() {
         let refused = server.get(&format!("/v1/functions/echo/logs?{query}")).send().await.unwrap();
         problem(refused, 400, "invalid_argument").await;
     }
+}
+
+#[tokio::test]
+async fn a_specification_that_the_driver_refuses_changes_nothing() {
+    let server = Server::start().await;
+    server.create("echo").await;
+    let before = json_of(server.get("/v1/functions/echo").send().await.unwrap(), StatusCode::OK).await;
+    server.engine.on_check(|_| vec![Violation::new("/run/custom/kind", "is not known")]);
+    let patch = server.request(Method::PATCH, "/v1/functions/echo").body("{\"description\": \"another\"}");
+    for (request, pointer) in [
+        (server.post("/v1/functions", &json!({"name": "new", "spec": spec()})), "/spec/run/custom/kind"),
+        (server.request(Method::PUT, "/v1/functions/echo").json(&spec()), "/run/custom/kind"),
+        (patch.header("content-type", "application/merge-patch+json"), "/run/custom/kind"),
+        (server.post("/v1/functions/echo/rollback", &json!({"generation": 1})), "/run/custom/kind"),
+        (server.request(Method::POST, "/v1/functions/echo/rotate-secrets"), "/run/custom/kind"),
+    ] {
+        let refused = problem(request.send().await.unwrap(), 422, "invalid_spec").await;
+        assert_eq!(refused["violations"], json!([{"pointer": pointer, "reason": "is not known"}]));
+    }
+    let list = json_of(server.get("/v1/functions").send().await.unwrap(), StatusCode::OK).await;
+    assert_eq!(list["items"], json!([before]));
 }

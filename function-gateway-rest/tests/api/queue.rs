@@ -680,7 +680,7 @@ async fn many_dead_letters_are_redriven_or_purged() {
 
 #[tokio::test]
 async fn a_scope_lets_do_what_it_says_with_what_is_queued() {
-    let (server, workers, [first, _, third]) = with_dead_letters().await;
+    let (server, workers, [first, second, third]) = with_dead_letters().await;
     workers.drain().await;
     let caller = key(&server.gateway, "acme", "bob", &["invoke:bad"]).await;
     let status_url = {
@@ -689,13 +689,13 @@ async fn a_scope_lets_do_what_it_says_with_what_is_queued() {
     };
     let foreign_url = submitted(&server, "bad", "of ada").await;
     for (scope, expected) in [
-        // own state, waiting for it, its result, another's state, its queue, list, of a function, one, redrive, purge
-        ("invoke:bad", [200, 200, 409, 403, 403, 403, 403, 403, 409, 403]),
-        ("invoke:none", [403, 403, 403, 403, 403, 403, 403, 403, 403, 403]),
-        ("read", [200, 200, 409, 200, 200, 200, 200, 200, 403, 403]),
-        ("read:bad", [200, 200, 409, 200, 200, 403, 200, 200, 403, 403]),
-        ("write", [200, 200, 409, 200, 200, 200, 200, 200, 403, 204]),
-        ("metrics", [403, 403, 403, 403, 403, 403, 403, 403, 403, 403]),
+        // own state, waiting for it, its result, another's state, its queue, list, of a function, one, cancel, redrive, purge
+        ("invoke:bad", [200, 200, 409, 403, 403, 403, 403, 403, 409, 202, 403]),
+        ("invoke:none", [403, 403, 403, 403, 403, 403, 403, 403, 403, 403, 403]),
+        ("read", [200, 200, 409, 200, 200, 200, 200, 200, 403, 403, 403]),
+        ("read:bad", [200, 200, 409, 200, 200, 403, 200, 200, 403, 403, 403]),
+        ("write", [200, 200, 409, 200, 200, 200, 200, 200, 403, 403, 204]),
+        ("metrics", [403, 403, 403, 403, 403, 403, 403, 403, 403, 403, 403]),
     ] {
         let who = key(&server.gateway, "acme", if scope.starts_with("invoke") { "bob" } else { "eve" }, &[scope]).await;
         let as_who = |method: Method, path: &str| server.as_who(&who, method, path).send();
@@ -708,8 +708,9 @@ async fn a_scope_lets_do_what_it_says_with_what_is_queued() {
             as_who(Method::GET, "/v1/dead-letters").await,
             as_who(Method::GET, "/v1/dead-letters?function=bad").await,
             as_who(Method::GET, &format!("/v1/dead-letters/{first}")).await,
-            // Of which the first one who may makes use.
             as_who(Method::POST, &format!("/v1/executions/{first}/cancel")).await,
+            // Of which the first one who may makes use.
+            as_who(Method::POST, &format!("/v1/dead-letters/{second}/redrive")).await,
             as_who(Method::DELETE, &format!("/v1/dead-letters/{third}")).await,
         ];
         let statuses: Vec<_> = answers.iter().map(|answer| answer.as_ref().unwrap().status().as_u16()).collect();
