@@ -373,7 +373,12 @@ pub(super) fn answered(answer: InvokeResponse, is_head: bool) -> Response {
         if let Ok(id) = HeaderValue::try_from(call.id.to_string()) {
             headers.insert(INVOCATION_ID, id);
         }
-        if let Some(timing) = server_timing(&call.timings()) {
+        let mut timings = call.timings();
+        // A stream has begun and not ended. What was kept took no time of its own.
+        if timings.get(TimedPhase::Total).is_none() && (body.is_stream() || timings != Timings::default()) {
+            timings.set(TimedPhase::Total, call.elapsed());
+        }
+        if let Some(timing) = server_timing(&timings) {
             headers.insert(SERVER_TIMING, timing);
         }
     }

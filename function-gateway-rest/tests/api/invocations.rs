@@ -292,6 +292,8 @@ async fn an_answer_comes_as_it_is_made() {
     server.engine.on_invoke(Handler::stream(["one", "two", "three"], &gate));
     gate.release(1);
     let answer = server.invoke("stream", "").await;
+    let timing = header(&answer, "server-timing").to_owned();
+    assert!(timing.starts_with("total;dur=") || timing.contains(", total;dur="), "until it began: {timing}");
     let mut chunks = answer.bytes_stream();
     assert_eq!(chunks.next().await.unwrap().unwrap(), Bytes::from("one"));
     assert_eq!(server.engine.in_flight(), 1);
