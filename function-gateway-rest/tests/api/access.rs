@@ -12,11 +12,11 @@ use function_gateway_core::{
     PageRequest, Principal, RecordFilter, Result, Retention, Revision, Statistics, StatisticsQuery, TenantId,
     Timestamp, Version,
 };
-use function_gateway_rest::{Anonymous, Authenticated, Authenticator, RestApiBuilder};
+use function_gateway_rest::{Anonymous, RestApiBuilder};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::common::{Server, Setup, header, json_of, key, problem};
+use crate::common::{Panics, Server, Setup, header, json_of, key, problem};
 
 #[tokio::test]
 async fn a_key_is_made_shown_once_and_revoked() {
@@ -385,16 +385,6 @@ async fn a_store_that_fails_is_a_problem_that_tells_nothing_of_it() {
     let key = format!("fgk_{}_{}", "0".repeat(32), "A".repeat(43));
     let unknown = server.as_who(&key, Method::GET, "/v1/me").send().await.unwrap();
     problem(unknown, 503, "store").await;
-}
-
-#[derive(Debug)]
-struct Panics;
-
-#[async_trait]
-impl Authenticator for Panics {
-    async fn authenticate(&self, _: &http::request::Parts) -> Result<Option<Authenticated>> {
-        panic!("the password is hunter2")
-    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use function_gateway_core::store::memory::MemoryStore;
 use function_gateway_core::{
     AccessManager as _, CallContext, Gateway, GatewayBuilder, GatewayId, InvokeResponse, NewApiKey, Principal,
@@ -11,7 +12,9 @@ use function_gateway_core::{
 };
 use function_gateway_events::EventBroker;
 use function_gateway_rest::serve::{ServeOptions, serve};
-use function_gateway_rest::{ApiKeyAuthenticator, MintedKey, RestApi, RestApiBuilder, RestOptions};
+use function_gateway_rest::{
+    ApiKeyAuthenticator, Authenticated, Authenticator, MintedKey, RestApi, RestApiBuilder, RestOptions,
+};
 use function_gateway_testkit::{Engine, Gate, Handler, ScriptedDriver};
 use function_gateway_validation::Validation;
 use http::HeaderMap;
@@ -161,6 +164,16 @@ impl Server {
         TcpStream::connect(self.address).await.unwrap()
     }
 
+    /// What is answered to a body of which a part does not come.
+    pub(crate) async fn send_half(&self, method: &str, path: &str, content_type: &str) -> String {
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: {content_type}\r\n\
+             content-length: 9\r\n\r\n{{",
+            self.admin
+        );
+        self.raw(request.as_bytes()).await
+    }
+
     /// What is answered to bytes, until the server closes the connection.
     pub(crate) async fn raw(&self, request: &[u8]) -> String {
         let mut stream = self.connect().await;
@@ -244,6 +257,32 @@ pub(crate) fn logging(text: &'static str) -> Handler {
         request.logs.write(text.as_bytes());
         Ok(InvokeResponse::new(StatusCode::OK, ""))
     })
+}
+
+/// A function that logs texts, and waits at a gate after each.
+pub(crate) fn logging_at(gate: &Gate, texts: &'static [&'static str]) -> Handler {
+    let gate = gate.clone();
+    Handler::new(move |_, request| {
+        let gate = gate.clone();
+        async move {
+            for text in texts {
+                request.logs.write(text.as_bytes());
+                gate.pass().await;
+            }
+            Ok(InvokeResponse::new(StatusCode::OK, ""))
+        }
+    })
+}
+
+/// An authenticator that panics, with words that are for nobody.
+#[derive(Debug)]
+pub(crate) struct Panics;
+
+#[async_trait]
+impl Authenticator for Panics {
+    async fn authenticate(&self, _: &http::request::Parts) -> function_gateway_core::Result<Option<Authenticated>> {
+        panic!("the password is hunter2")
+    }
 }
 
 /// A function that waits at a gate.

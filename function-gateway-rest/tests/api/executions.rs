@@ -1,12 +1,11 @@
 //! What is kept of executions, and figures over them.
 
-use function_gateway_core::InvokeResponse;
 use function_gateway_testkit::{Gate, Handler};
 use futures_util::StreamExt as _;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::common::{Server, header, json_of, logging, problem};
+use crate::common::{Server, header, json_of, logging, logging_at, problem};
 
 /// Executions of two functions, one of which failed.
 async fn with_executions() -> Server {
@@ -114,17 +113,7 @@ async fn the_log_of_an_execution_is_followed_while_it_runs() {
     let server = Server::start().await;
     server.create("logs").await;
     let gate = Gate::new();
-    let wait = gate.clone();
-    server.engine.on_invoke(Handler::new(move |_, request| {
-        let gate = wait.clone();
-        async move {
-            for text in ["one\n", "two\n"] {
-                request.logs.write(text.as_bytes());
-                gate.pass().await;
-            }
-            Ok(InvokeResponse::new(StatusCode::OK, ""))
-        }
-    }));
+    server.engine.on_invoke(logging_at(&gate, &["one\n", "two\n"]));
     let id = "0190a5e4-0000-7000-8000-000000000002";
     let call = server.request(Method::POST, "/v1/functions/logs/invocations").header("x-function-invocation-id", id);
     let call = tokio::spawn(call.send());

@@ -438,12 +438,7 @@ async fn every_route_that_takes_a_document_says_what_is_wrong_with_one() {
         let other = request().header("content-type", "text/plain").body("{}").send().await.unwrap();
         problem(other, 415, "unsupported_media_type").await;
         problem(typed().body("{").send().await.unwrap(), 400, "invalid_argument").await;
-        let half = format!(
-            "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: {content_type}\r\n\
-             content-length: 9\r\n\r\n{{",
-            server.admin
-        );
-        let late = server.raw(half.as_bytes()).await;
+        let late = server.send_half(method, path, content_type).await;
         assert!(late.starts_with("HTTP/1.1 408") && late.contains("request_timeout"), "{method} {path}: {late}");
     }
 }

@@ -7,15 +7,15 @@ use async_trait::async_trait;
 use function_gateway_core::store::memory::MemoryStore;
 use function_gateway_core::{
     Acceptance, Accepted, Cancelling, DeadLetterFilter, Dispatch, Error, ErrorKind, FunctionId, FunctionName,
-    GatewayBuilder, GatewayConfig, GatewayId, Generation, InvocationId, InvocationQueue, InvokeResponse, Page,
-    PageRequest, QueueDepth, QueueLease, QueueNotifier, QueueSignal, QueuedInvocation, Result, Settlement, TakeRequest,
-    Taken, TenantId, WorkerConfig, Workers,
+    GatewayBuilder, GatewayConfig, GatewayId, Generation, InvocationId, InvocationQueue, Page, PageRequest, QueueDepth,
+    QueueLease, QueueNotifier, QueueSignal, QueuedInvocation, Result, Settlement, TakeRequest, Taken, TenantId,
+    WorkerConfig, Workers,
 };
 use function_gateway_testkit::{Gate, Handler, Op};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::common::{LONG, Server, Setup, header, json_of, key, problem, remembering, until, waiting};
+use crate::common::{LONG, Server, Setup, header, json_of, key, logging_at, problem, remembering, until, waiting};
 
 fn workers(server: &Server) -> Workers {
     server.gateway.start_workers(WorkerConfig::default()).unwrap()
@@ -727,15 +727,7 @@ async fn who_submitted_an_execution_may_read_its_log_while_it_runs_and_later() {
     let server = Server::start().await;
     server.create("logs").await;
     let gate = Gate::new();
-    let wait = gate.clone();
-    server.engine.on_invoke(Handler::new(move |_, request| {
-        let gate = wait.clone();
-        async move {
-            request.logs.write(b"one\n");
-            gate.pass().await;
-            Ok(InvokeResponse::new(StatusCode::OK, ""))
-        }
-    }));
+    server.engine.on_invoke(logging_at(&gate, &["one\n"]));
     let _workers = workers(&server);
     let bob = key(&server.gateway, "acme", "bob", &["invoke"]).await;
     let bob_reads = key(&server.gateway, "acme", "bob", &["read"]).await;

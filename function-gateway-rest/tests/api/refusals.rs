@@ -1,17 +1,16 @@
 //! What every operation refuses, and how: to who may not, for what is not there, for what can't be a name, and where the gateway fails.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use function_gateway_core::{Error, ErrorKind, Result};
-use function_gateway_rest::{Authenticated, Authenticator, Cors, RestOptions};
+use function_gateway_rest::{Authenticated, Authenticator, Cors, RestApiBuilder, RestOptions};
 use function_gateway_testkit::{Handler, Op};
 use http::HeaderValue;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
-use crate::common::{Server, Setup, header, json_of, key, problem, spec};
+use crate::common::{Panics, Server, Setup, header, json_of, key, problem, spec};
 
 /// Names and ids in the places of a path's parameters.
 struct Names {
@@ -178,16 +177,6 @@ async fn what_can_not_be_a_name_or_an_id_is_told_so_by_every_operation() {
 }
 
 #[derive(Debug)]
-struct Panics;
-
-#[async_trait]
-impl Authenticator for Panics {
-    async fn authenticate(&self, _: &http::request::Parts) -> Result<Option<Authenticated>> {
-        panic!("the password is hunter2")
-    }
-}
-
-#[derive(Debug)]
 struct OutOfReach;
 
 #[async_trait]
@@ -198,45 +187,31 @@ impl Authenticator for OutOfReach {
     }
 }
 
-#[tokio::test]
-async fn every_operation_says_that_the_gateway_or_what_it_depends_on_fails() {
-    let before = |authenticator: Arc<dyn Authenticator>| Setup {
-        // Asked after the one for keys, which does not know this credential.
-        api: Box::new(move |builder| {
-            let options = RestOptions::default().with_cors(Cors::any_origin());
-            builder.options(options).authenticator(Shared(authenticator))
-        }),
-        ..Setup::default()
+/// What every operation answers where an authenticator fails, which is asked after the one for keys.
+async fn every_operation_says(authenticator: impl Authenticator, status: u16, code: &str) {
+    let api = |builder: RestApiBuilder| {
+        builder.options(RestOptions::default().with_cors(Cors::any_origin())).authenticator(authenticator)
     };
-    for (authenticator, status, code) in [
-        (Arc::new(Panics) as Arc<dyn Authenticator>, 500, "internal"),
-        (Arc::new(OutOfReach), 503, "dependency_unavailable"),
-    ] {
-        let server = Server::with(before(authenticator)).await;
-        for operation in operations() {
-            let mut request = operation.request(&server, "", &NAMES).build().unwrap();
-            request.headers_mut().remove("authorization");
-            request.headers_mut().insert("origin", HeaderValue::from_static("https://app.example.com"));
-            let answer = server.client.execute(request).await.unwrap();
-            assert_eq!(answer.status(), status, "{} {}", operation.method, operation.path);
-            let told = answer.headers().get("retry-after").map(|seconds| seconds.to_str().unwrap());
-            assert_eq!(told, (status == 503).then_some("1"));
-            assert_eq!(header(&answer, "access-control-allow-origin"), "*", "the page may read it");
-            let text = problem(answer, status, code).await.to_string();
-            assert!(!text.contains("hunter2") && !text.contains("ldap"), "{text}");
-        }
-        json_of(server.get("/v1/me").send().await.unwrap(), StatusCode::OK).await;
+    let server = Server::with(Setup { api: Box::new(api), ..Setup::default() }).await;
+    for operation in operations() {
+        let mut request = operation.request(&server, "", &NAMES).build().unwrap();
+        request.headers_mut().remove("authorization");
+        request.headers_mut().insert("origin", HeaderValue::from_static("https://app.example.com"));
+        let answer = server.client.execute(request).await.unwrap();
+        assert_eq!(answer.status(), status, "{} {}", operation.method, operation.path);
+        let told = answer.headers().get("retry-after").map(|seconds| seconds.to_str().unwrap());
+        assert_eq!(told, (status == 503).then_some("1"));
+        assert_eq!(header(&answer, "access-control-allow-origin"), "*", "the page may read it");
+        let text = problem(answer, status, code).await.to_string();
+        assert!(!text.contains("hunter2") && !text.contains("ldap"), "{text}");
     }
+    json_of(server.get("/v1/me").send().await.unwrap(), StatusCode::OK).await;
 }
 
-#[derive(Debug)]
-struct Shared(Arc<dyn Authenticator>);
-
-#[async_trait]
-impl Authenticator for Shared {
-    async fn authenticate(&self, parts: &http::request::Parts) -> Result<Option<Authenticated>> {
-        self.0.authenticate(parts).await
-    }
+#[tokio::test]
+async fn every_operation_says_that_the_gateway_or_what_it_depends_on_fails() {
+    every_operation_says(Panics, 500, "internal").await;
+    every_operation_says(OutOfReach, 503, "dependency_unavailable").await;
 }
 
 #[tokio::test]

@@ -185,11 +185,7 @@ async fn an_upload_that_stands_still_is_given_up() {
     let server = Server::with_options(options).await;
     server.create("echo").await;
     for path in ["/v1/functions", "/v1/functions/echo/invocations"] {
-        let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{{",
-            server.admin
-        );
-        let answer = server.raw(request.as_bytes()).await;
+        let answer = server.send_half("POST", path, "application/json").await;
         assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
         assert!(answer.contains("request_timeout"), "{answer}");
     }
