@@ -149,18 +149,8 @@ fn function_url(
     below: Below,
     request: Request,
 ) -> impl Future<Output = Result<Response, Problem>> + Send {
-    // What a tunnel would carry does not pass, and an answer to this method has no body (RFC 9110, section 9.3.6).
-    let name = match *request.method() {
-        Method::CONNECT => {
-            let allow = HeaderValue::from_static("GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE");
-            Err(Problem::method_not_allowed(request.method()).with_header(header::ALLOW, allow))
-        }
-        _ => name_in(&request),
-    };
     let path = Some(own_path(&request, "http"));
-    let call = Call { api, caller, below, route: Route::FunctionUrl, path };
-    let made = name.map(|name| call.make(&name, request));
-    async move { made?.await }
+    Call { api, caller, below, route: Route::FunctionUrl, path }.make_on(request)
 }
 
 /// A request to the function's own URL, for later.
@@ -171,9 +161,7 @@ fn submit_url(
     request: Request,
 ) -> impl Future<Output = Result<Response, Problem>> + Send {
     let path = Some(own_path(&request, "submit/http"));
-    let call = Call { api, caller, below, route: Route::Submit, path };
-    let made = name_in(&request).map(|name| call.make(&name, request));
-    async move { made?.await }
+    Call { api, caller, below, route: Route::Submit, path }.make_on(request)
 }
 
 /// The name in `/v1/functions/NAME/ROUTE`. What comes behind it is the function's, and need not be UTF-8.
@@ -200,6 +188,20 @@ struct Call {
 }
 
 impl Call {
+    /// Makes the call of the function that the request's own path names.
+    fn make_on(self, request: Request) -> impl Future<Output = Result<Response, Problem>> + Send + use<> {
+        // What a tunnel would carry does not pass, and an answer to this method has no body (RFC 9110, section 9.3.6).
+        let name = match *request.method() {
+            Method::CONNECT => {
+                let allow = HeaderValue::from_static("GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE");
+                Err(Problem::method_not_allowed(request.method()).with_header(header::ALLOW, allow))
+            }
+            _ => name_in(&request),
+        };
+        let made = name.map(|name| self.make(&name, request));
+        async move { made?.await }
+    }
+
     /// Makes the call. The request is taken apart at once, so that what waits for the answer holds no more of it than it needs.
     fn make(self, name: &str, request: Request) -> impl Future<Output = Result<Response, Problem>> + Send + use<> {
         let Self { api, caller, below, route, path } = self;
