@@ -189,6 +189,19 @@ pub(crate) fn spec() -> Value {
     json!({"driver": "scripted", "run": {"custom": {"kind": "echo"}}})
 }
 
+/// Every operation of the description: its method, its path, and whether it is open to all.
+pub(crate) fn described() -> Vec<(Method, String, bool)> {
+    let document: Value = serde_json::from_str(function_gateway_rest::openapi_json()).unwrap();
+    let operations = document["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
+        item.as_object().unwrap().iter().map(move |(method, operation)| {
+            let is_open =
+                operation.get("security").is_some_and(|security| *security == json!([{}]) || *security == json!([]));
+            (method.to_uppercase().parse().unwrap(), path.clone(), is_open)
+        })
+    });
+    operations.collect()
+}
+
 /// A key that an admin of the tenant has made.
 pub(crate) async fn key(gateway: &Gateway, tenant: &str, principal: &str, scopes: &[&str]) -> String {
     let tenant: TenantId = tenant.parse().unwrap();

@@ -11,28 +11,22 @@ use function_gateway_rest::{ApiKeyAuthenticator, HostPrincipal, RestApi};
 use http::Request;
 use http::header::{AUTHORIZATION, COOKIE, HeaderName};
 use reqwest::{Method, StatusCode};
-use serde_json::{Value, json};
+use serde_json::json;
 use tower::ServiceExt as _;
 
-use crate::common::{Server, Setup, header, json_of, key, problem, remembering, spec};
+use crate::common::{Server, Setup, described, header, json_of, key, problem, remembering, spec};
 
 /// Every operation of the description, with something in the place of its parameters.
 fn operations() -> Vec<(Method, String, bool)> {
-    let document: Value = serde_json::from_str(function_gateway_rest::openapi_json()).unwrap();
-    let mut operations = Vec::new();
-    for (path, item) in document["paths"].as_object().unwrap() {
-        for (method, operation) in item.as_object().unwrap() {
-            let path = path
-                .replace("{name}", "echo")
-                .replace("{generation}", "1")
-                .replace("{path}", "x")
-                .replace("{id}", "0190a5e4-0000-7000-8000-000000000001");
-            let is_open =
-                operation.get("security").is_some_and(|security| *security == json!([{}]) || *security == json!([]));
-            operations.push((Method::from_bytes(method.to_uppercase().as_bytes()).unwrap(), path, is_open));
-        }
-    }
-    operations
+    let filled = |(method, path, is_open): (Method, String, bool)| {
+        let path = path
+            .replace("{name}", "echo")
+            .replace("{generation}", "1")
+            .replace("{path}", "x")
+            .replace("{id}", "0190a5e4-0000-7000-8000-000000000001");
+        (method, path, is_open)
+    };
+    described().into_iter().map(filled).collect()
 }
 
 #[tokio::test]
