@@ -18,6 +18,7 @@ use crate::invocation::unlisted_secret;
 use crate::middleware::Endpoint;
 use crate::route::Serving;
 use crate::time::monotonic_now;
+use crate::watch::whole_log;
 use crate::{
     Action, Body, BoxStream, CallContext, CallState, Cancellation, Deadline, Delivery, DeploymentState, DriverRequest,
     Error, ErrorKind, FunctionKey, FunctionRef, Gateway, Invocation, InvocationId, InvocationRecord, InvokeRequest,
@@ -108,11 +109,14 @@ pub trait FunctionExecutor: std::fmt::Debug + Send + Sync + 'static {
     /// - While the call runs in this process, and its driver tells the log of each call
     ///   ([`invocation_logs`](crate::DriverCapabilities::invocation_logs)): what is there now and, with `follow`, what comes,
     ///   until the log is closed at the end of the call. An end that may be the start of a secret comes once it is known
-    ///   not to be. The stream has no deadline of its own.
-    /// - Else what its record holds, at once. That is nothing where nothing was logged or kept, and where the call still runs
-    ///   in another process.
+    ///   not to be.
+    /// - Else what its record holds, at once. That is nothing where nothing was logged or kept, and without `follow` where it
+    ///   has not ended.
+    /// - With `follow`, one that is queued, is to be tried again or runs in another process is followed until it has ended: the
+    ///   log of each attempt that is made in this process and of the last one, which the record holds, wherever that was
+    ///   made. What is logged in another process is there at the end, up to a second later where the store does not tell.
     ///
-    /// What goes past `record.max_log_bytes` of the specification is not kept, and so not in it. Of several running calls
+    /// The stream has no deadline of its own. One that ends with [`ErrorKind::ShuttingDown`] is not complete. What goes past `record.max_log_bytes` of the specification is not kept, and so not in it. Of several running calls
     /// with one id, which a caller may bring, it is the log of the one that came last.
     ///
     /// # Errors
@@ -308,16 +312,22 @@ impl FunctionExecutor for Gateway {
         id: InvocationId,
         follow: bool,
     ) -> Result<BoxStream<'static, Result<Bytes>>> {
-        if let Some(call) = self.host.running.find(cx.tenant(), id) {
+        let host = &self.host;
+        if let Some(call) = host.running.find(cx.tenant(), id) {
             let function = (&call.revision.key.name, Some(&call.revision.owner));
             let is_own = call.submitter.as_ref().is_some_and(|submitter| *submitter == cx.principal().id);
-            self.host.authorize_to_read(cx, is_own, Some(function)).await?;
-            return Ok(call.state.read_logs(follow));
+            host.authorize_to_read(cx, is_own, Some(function)).await?;
+            return Ok(match follow && call.submitter.is_some() {
+                true => host.follow_logs(cx.tenant(), id),
+                false => call.state.read_logs(follow),
+            });
         }
         // Looked at last: a call leaves the list once its record was handed to the store.
         let record = self.execution(cx, id).await?;
-        let logged = record.logs.as_ref().map(|logs| logs.bytes.clone()).filter(|bytes| !bytes.is_empty());
-        Ok(Box::pin(stream::iter(logged.map(Ok))))
+        Ok(match follow && !record.state.is_final() {
+            true => host.follow_logs(cx.tenant(), id),
+            false => whole_log(Some(&record)),
+        })
     }
 
     async fn check_payload(

@@ -72,6 +72,7 @@ pub mod store;
 mod submit;
 mod time;
 mod trace;
+mod watch;
 mod worker;
 
 pub use access::{AccessManager, NewApiKey};
@@ -129,9 +130,10 @@ pub use store::{
     ApiKeyStore, Cursor, CursorKind, DocumentStore, Durability, FunctionFilter, FunctionStore, InvocationStore, Lease,
     Page, PageRequest, StoredDocument, UnreadableRow,
 };
-pub use submit::{QueueManager, Receipt, SubmitOptions, Waited};
+pub use submit::{QueueManager, Receipt, SubmitOptions};
 pub use time::{Clock, Deadline, SystemClock, Timestamp};
 pub use trace::TraceParent;
+pub use watch::Waited;
 pub use worker::{WorkerConfig, Workers};
 
 /// The code in docs/operations.md, compiled.

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::{CallState, InvocationId, PrincipalId, Revision, TenantId};
 
@@ -10,7 +13,14 @@ use crate::{CallState, InvocationId, PrincipalId, Revision, TenantId};
 ///
 /// One lock is enough: it is held for a look-up, twice in a call, and only of calls whose driver tells their log.
 #[derive(Clone, Default)]
-pub(crate) struct RunningCalls(Arc<Mutex<List>>);
+pub(crate) struct RunningCalls(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    list: Mutex<List>,
+    /// Wakes those who wait for the next attempt of something that is queued.
+    entered: Notify,
+}
 
 #[derive(Default)]
 struct List {
@@ -37,27 +47,39 @@ impl RunningCalls {
         state: &Arc<CallState>,
         submitter: Option<PrincipalId>,
     ) -> Running {
+        let is_queued = submitter.is_some();
         let call = RunningCall { revision: Arc::clone(revision), state: Arc::clone(state), submitter };
-        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.list();
         let key = (state.id, list.next);
         list.next += 1;
         list.calls.insert(key, call);
         drop(list);
+        if is_queued {
+            self.0.entered.notify_waiters();
+        }
         Running { calls: self.clone(), key, state: Arc::clone(state) }
     }
 
     /// A tenant's call of an id, the one that came last.
     pub(crate) fn find(&self, tenant: &TenantId, id: InvocationId) -> Option<RunningCall> {
-        let list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = self.list();
         let mut same_id = list.calls.range((id, 0)..=(id, u64::MAX)).rev().map(|(_, call)| call);
         same_id.find(|call| call.revision.key.tenant == *tenant).cloned()
+    }
+
+    /// Waits until one is listed that was submitted.
+    pub(crate) fn entered(&self) -> Notified<'_> {
+        self.0.entered.notified()
+    }
+
+    fn list(&self) -> MutexGuard<'_, List> {
+        self.0.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for RunningCalls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        f.debug_tuple("RunningCalls").field(&list.calls.len()).finish()
+        f.debug_tuple("RunningCalls").field(&self.list().calls.len()).finish()
     }
 }
 
@@ -72,7 +94,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         // Before it leaves the list, so that nobody finds a call here that has ended and whose log goes on.
         let _ = self.state.close_logs();
-        let left = self.calls.0.lock().unwrap_or_else(PoisonError::into_inner).calls.remove(&self.key);
+        let left = self.calls.list().calls.remove(&self.key);
         // Freed outside of the lock.
         drop(left);
     }

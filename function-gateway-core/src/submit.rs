@@ -184,16 +184,6 @@ impl QueueManager for Gateway {
     }
 }
 
-/// How a wait for an invocation's end has ended.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub enum Waited {
-    /// It has ended: its record.
-    Ended(Arc<InvocationRecord>),
-    /// It has not ended in time: its record as it is now.
-    NotYet(Arc<InvocationRecord>),
-}
-
 impl Host {
     /// The queue, where there is one.
     pub(crate) fn queue(&self) -> Result<&Arc<dyn InvocationQueue>> {
@@ -443,33 +433,6 @@ impl Host {
             Ok(())
         };
         self.lifetime.carry_out(cancel).await
-    }
-
-    /// Waits for the end of an invocation, wherever it is executed.
-    pub(crate) async fn wait(&self, cx: &CallContext, id: InvocationId, patience: Duration) -> Result<Waited> {
-        const FIRST: Duration = Duration::from_millis(50);
-        const MOST: Duration = Duration::from_secs(1);
-        let mut endings = self.queue()?.endings();
-        self.recorded(cx, id).await?;
-        let until = tokio::time::Instant::now() + patience;
-        let mut pause = FIRST;
-        loop {
-            let record = self.invocations.get(cx.tenant(), id).await?.ok_or_else(|| not_queued(id))?;
-            if record.state.is_final() {
-                return Ok(Waited::Ended(record));
-            }
-            let now = tokio::time::Instant::now();
-            if now >= until || self.lifetime.closing.is_cancelled() {
-                return Ok(Waited::NotYet(record));
-            }
-            // Another process may end it, which not every store hears of.
-            let look = (now + pause).min(until);
-            tokio::select! {
-                () = endings.changed() => {}
-                () = tokio::time::sleep_until(look) => pause = (pause * 2).min(MOST),
-                () = self.lifetime.closing.cancelled() => {}
-            }
-        }
     }
 
     /// The kept answer of an invocation that has ended.

@@ -1,11 +1,13 @@
 //! The log of one execution, while it runs and after.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use function_gateway_core::{
     Action, Authorizer, BoxStream, CallContext, Decision, ErrorKind, FunctionExecutor as _, FunctionManager as _,
     FunctionSpec, Invocation, InvocationId, InvokeRequest, InvokeResponse, Middleware, Next, RecordMode, Resource,
-    Result, Secret, Stage,
+    Result, Secret, Stage, SubmitOptions, WorkerConfig,
 };
 use function_gateway_testkit::{Gate, Handler, ScriptedDriver};
 use futures_util::StreamExt as _;
@@ -390,9 +392,11 @@ async fn where_the_driver_does_not_tell_logs_they_are_there_with_the_record() {
     let (id, call) = setup.start();
     soon(gate.reached_by(1)).await;
     // Its caller brought the id, so there is a record already, without a log.
-    assert_eq!(setup.read(id, true).await.unwrap(), "");
+    assert_eq!(setup.read(id, false).await.unwrap(), "");
+    let followed = setup.logs(id, true).await.unwrap();
     gate.open();
     soon(call).await.unwrap().unwrap();
+    assert_eq!(rest(followed).await, "one\n");
     assert_eq!(setup.read(id, true).await.unwrap(), "one\n");
 }
 
@@ -405,9 +409,107 @@ async fn of_a_call_that_runs_in_another_process_there_is_what_its_record_has() {
     let other = over(&setup.store, &setup.engine).build().await.unwrap();
     let (id, call) = setup.start();
     soon(gate.reached_by(1)).await;
-    let elsewhere = async || rest(other.execution_logs(&cx(), id, true).await.unwrap()).await;
-    assert_eq!(elsewhere().await, "");
+    let elsewhere = async |follow| other.execution_logs(&cx(), id, follow).await.unwrap();
+    assert_eq!(rest(elsewhere(false).await).await, "");
+    let mut followed = elsewhere(true).await;
+    assert!(futures_util::poll!(followed.next()).is_pending());
     gate.open();
     soon(call).await.unwrap().unwrap();
-    assert_eq!(elsewhere().await, "one\n");
+    assert_eq!(rest(followed).await, "one\n");
+    assert_eq!(rest(elsewhere(true).await).await, "one\n");
+}
+
+/// A function that logs the number of each of its calls at the gate, and succeeds with the last of them.
+fn tried(times: u32, gate: &Gate) -> Handler {
+    let (gate, calls) = (gate.clone(), AtomicU32::new(0));
+    Handler::new(move |_, request| {
+        let (gate, call) = (gate.clone(), calls.fetch_add(1, Ordering::SeqCst) + 1);
+        async move {
+            request.logs.write(format!("attempt {call}\n").as_bytes());
+            gate.pass().await;
+            let status = if call < times { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+            Ok(InvokeResponse::new(status, ""))
+        }
+    })
+}
+
+/// Tried again soon after each failure, as often as it may be.
+fn repeatable() -> FunctionSpec {
+    let mut spec = spec();
+    spec.idempotent = true;
+    let policy = serde_json::json!({ "initial_backoff_ms": 1, "max_backoff_ms": 5 });
+    spec.async_policy = Some(serde_json::from_value(policy).unwrap());
+    spec
+}
+
+impl Setup {
+    async fn submit(&self) -> InvocationId {
+        let options = SubmitOptions::default();
+        self.gateway.submit(&cx(), &function("f"), InvokeRequest::new(""), options).await.unwrap().id
+    }
+}
+
+#[tokio::test]
+async fn what_is_queued_is_followed_from_before_its_first_attempt_to_the_end_of_its_last() {
+    let gate = Gate::new();
+    let setup = with_function(repeatable(), tried(3, &gate)).await;
+    let id = setup.submit().await;
+    assert_eq!(setup.read(id, false).await.unwrap(), "");
+    let mut log = setup.logs(id, true).await.unwrap();
+    assert!(futures_util::poll!(log.next()).is_pending());
+
+    let _workers = setup.gateway.start_workers(WorkerConfig::default()).unwrap();
+    for attempt in 1..=2 {
+        assert_eq!(next(&mut log).await, format!("attempt {attempt}\n"));
+        gate.release(1);
+    }
+    assert_eq!(next(&mut log).await, "attempt 3\n");
+    let late = setup.logs(id, true).await.unwrap();
+    gate.open();
+    assert_eq!(rest(log).await, "");
+    assert_eq!(rest(late).await, "attempt 3\n");
+    assert_eq!(setup.read(id, true).await.unwrap(), "attempt 3\n");
+}
+
+#[tokio::test]
+async fn of_attempts_in_another_process_the_log_of_the_last_is_followed() {
+    let gate = Gate::new();
+    let setup = with_function(repeatable(), tried(2, &gate)).await;
+    let other = over(&setup.store, &setup.engine).build().await.unwrap();
+    let id = setup.submit().await;
+    let mut log = setup.logs(id, true).await.unwrap();
+    let mut whole = other.execution_logs(&cx(), id, true).await.unwrap();
+    assert!(futures_util::poll!(whole.next()).is_pending());
+    let workers = setup.gateway.start_workers(WorkerConfig::default()).unwrap();
+    assert_eq!(next(&mut log).await, "attempt 1\n");
+    // What it has begun it brings to its end, and the second attempt is left to another.
+    let mut draining = std::pin::pin!(workers.drain());
+    assert!(futures_util::poll!(&mut draining).is_pending());
+    gate.release(1);
+    soon(draining).await;
+    let _workers = other.start_workers(WorkerConfig::default()).unwrap();
+    assert_eq!(next(&mut whole).await, "attempt 2\n");
+    gate.open();
+    assert_eq!(rest(log).await, "attempt 2\n");
+    assert_eq!(rest(whole).await, "");
+}
+
+#[tokio::test]
+async fn what_ends_in_the_queue_ends_the_log_of_those_who_follow_it() {
+    let setup = with_function(spec(), Handler::echo()).await;
+    let id = setup.submit().await;
+    let log = setup.logs(id, true).await.unwrap();
+    setup.gateway.cancel(&cx(), id).await.unwrap();
+    assert_eq!(rest(log).await, "");
+}
+
+#[tokio::test]
+async fn a_log_that_is_followed_does_not_look_whole_at_shutdown() {
+    let setup = with_function(spec(), Handler::echo()).await;
+    let id = setup.submit().await;
+    let mut log = setup.logs(id, true).await.unwrap();
+    assert!(futures_util::poll!(log.next()).is_pending());
+    setup.gateway.shutdown(Duration::ZERO).await.unwrap();
+    assert_eq!(soon(log.next()).await.unwrap().unwrap_err().kind(), ErrorKind::ShuttingDown);
+    assert!(soon(log.next()).await.is_none());
 }

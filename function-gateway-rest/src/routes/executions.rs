@@ -235,7 +235,7 @@ async fn queued_execution(State(api): State<Arc<Api>>, caller: Caller, InPath(id
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct Follow {
-    /// Whether to go on until the execution ends.
+    /// Whether to go on until the execution has ended, also over several attempts.
     #[serde(default)]
     follow: bool,
 }
