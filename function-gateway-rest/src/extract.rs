@@ -12,6 +12,8 @@ use function_gateway_core::{
 use http::header::{self, HeaderName};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
 use serde::de::value::StrDeserializer;
 use serde::de::{DeserializeOwned, IntoDeserializer as _};
 
@@ -196,9 +198,19 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for InQuery<T> {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let query = parts.uri.query().unwrap_or_default();
+        if percent_decode_str(query).decode_utf8().is_err() {
+            return Err(invalid("the query is not right: it is not UTF-8"));
+        }
         serde_html_form::from_str(query).map(Self).map_err(|error| invalid(format!("the query is not right: {error}")))
     }
 }
+
+/// Of an operation that takes no parameters: whoever sends some is told so, in place of being misunderstood.
+pub(crate) type NoQuery = InQuery<NoParameters>;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NoParameters {}
 
 /// A JSON document in the body.
 #[derive(Debug)]

@@ -31,6 +31,7 @@ pub(crate) fn document(mut paths: OpenApi) -> String {
     let components = paths.components.get_or_insert_default();
     let (name, schema) = responses::problem_schema();
     components.schemas.insert(name, schema);
+    components.responses.extend(responses::problem_responses());
     let mut more = Vec::new();
     FunctionSpec::schemas(&mut more);
     crate::problem::ProblemDocument::schemas(&mut more);
@@ -39,6 +40,7 @@ pub(crate) fn document(mut paths: OpenApi) -> String {
     describe(&mut document);
     close(&mut document);
     function_url(&mut document);
+    headers(&mut document);
     without_code(&mut document);
     let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
     text.push('\n');
@@ -97,6 +99,51 @@ fn close(document: &mut Value) {
         {
             schema.insert("additionalProperties".into(), false.into());
         }
+    }
+}
+
+/// The headers that every answer has, and those of problems, which no route can say of itself.
+fn headers(document: &mut Value) {
+    let headers = json!({
+        "X-Request-Id": {
+            "description": "The id of the request: the client's own, where it has sent a fit one",
+            "required": true, "schema": {"type": "string"},
+        },
+        "X-Function-Answered-By": {
+            "description": "Who answers", "required": true, "schema": {"type": "string", "enum": ["gateway"]},
+        },
+        "WWW-Authenticate": {"description": "What a client is to send", "schema": {"type": "string"}},
+        "Retry-After": {
+            "description": "In how many seconds to try again",
+            "required": true, "schema": {"type": "integer", "minimum": 1},
+        },
+    });
+    if let Some(named) = document.pointer_mut("/components/responses").and_then(Value::as_object_mut) {
+        // A name ends in its status.
+        named.iter_mut().for_each(|(name, response)| set_headers(name, response));
+    }
+    if let Some(components) = document.get_mut("components").and_then(Value::as_object_mut) {
+        components.insert("headers".into(), headers);
+    }
+    let items = document.get_mut("paths").and_then(Value::as_object_mut).into_iter().flatten();
+    let operations = items.filter_map(|(_, item)| item.as_object_mut()).flatten();
+    let responses = operations.filter_map(|(_, operation)| operation.get_mut("responses")?.as_object_mut()).flatten();
+    responses.for_each(|(status, response)| set_headers(status, response));
+}
+
+fn set_headers(status: &str, response: &mut Value) {
+    let is_problem = response.pointer("/content/application~1problem+json").is_some();
+    let Some(response) = response.as_object_mut().filter(|response| !response.contains_key("$ref")) else { return };
+    let wanted = [
+        ("X-Request-Id", true),
+        ("X-Function-Answered-By", is_problem),
+        ("WWW-Authenticate", is_problem && status.ends_with("401")),
+        ("Retry-After", is_problem && ["429", "503"].iter().any(|for_now| status.ends_with(for_now))),
+    ];
+    let own = response.entry("headers").or_insert_with(|| json!({}));
+    let Some(own) = own.as_object_mut() else { return };
+    for (name, _) in wanted.into_iter().filter(|(_, is_wanted)| *is_wanted) {
+        own.entry(name).or_insert_with(|| json!({"$ref": format!("#/components/headers/{name}")}));
     }
 }
 

@@ -8,22 +8,30 @@ use utoipa::{IntoResponses, PartialSchema as _};
 use crate::problem::ProblemDocument;
 
 /// An answer with a problem document.
-pub(crate) fn problem(description: &str) -> RefOr<Response> {
+fn problem(description: &str) -> RefOr<Response> {
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
     ResponseBuilder::new().description(description).content("application/problem+json", content).build().into()
 }
 
 macro_rules! problems {
-    ($($(#[doc = $doc:literal])+ $name:ident: $($status:literal $description:literal),+;)+) => {$(
+    ($($(#[doc = $doc:literal])+ $name:ident: $($status:literal $description:literal),+;)+) => {
+    $(
         $(#[doc = $doc])+
         pub(crate) struct $name;
 
         impl IntoResponses for $name {
             fn responses() -> BTreeMap<String, RefOr<Response>> {
-                [$(($status.to_owned(), problem($description))),+].into()
+                let named = |status: &str| Ref::from_response_name(format!("{}{status}", stringify!($name))).into();
+                [$(($status.to_owned(), named($status))),+].into()
             }
         }
-    )+};
+    )+
+
+        /// All of them, by the names under which they stand among the document's responses.
+        pub(crate) fn problem_responses() -> BTreeMap<String, RefOr<Response>> {
+            [$($((concat!(stringify!($name), $status).to_owned(), problem($description))),+),+].into()
+        }
+    };
 }
 
 problems! {
@@ -34,21 +42,32 @@ problems! {
         "403" "The caller may not do this",
         "500" "A fault of the gateway",
         "503" "The gateway can't do it now";
+    /// What reading the metrics may answer.
+    Scraped:
+        "401" "Nothing, or nothing valid, says who calls",
+        "403" "The caller may not do this",
+        "500" "A fault of the gateway",
+        "501" "The host offers none",
+        "503" "The gateway can't do it now";
     /// What an operation on something that has a name may answer.
     Found:
         "404" "There is no such thing in the caller's tenant";
-    /// What an operation that reads a document may answer.
+    /// What an operation that reads a body may answer.
     Reads:
         "408" "The body did not come in time",
-        "413" "The body is larger than the limit that the answer names",
+        "413" "The body is larger than the limit that the answer names";
+    /// What an operation that reads a body of one type may answer.
+    Typed:
         "415" "The body is of a type that is not read here";
     /// What an operation that takes a specification may answer.
     Specified:
         "422" "The specification is not valid; all violations are listed";
-    /// What a change of a function may answer.
+    /// What a change of something that is there may answer.
     Changes:
-        "409" "Somebody else changed it at the same time",
-        "412" "It is not in the state that was made a condition",
+        "409" "Somebody else changed it at the same time, or it is being deleted",
+        "412" "It is not in the state that was made a condition";
+    /// What an operation that asks the engine may answer.
+    Asks:
         "502" "The engine answered what it must not",
         "504" "The engine took too long";
     /// What an operation that submits an execution may answer.
@@ -68,9 +87,7 @@ problems! {
         "501" "This gateway takes no events";
     /// What an operation that not every driver offers may answer.
     Optional:
-        "501" "The driver does not offer this",
-        "502" "The engine answered what it must not",
-        "504" "The engine took too long";
+        "501" "The driver does not offer this";
 }
 
 /// The name under which [`ProblemDocument`] stands among the document's schemas.

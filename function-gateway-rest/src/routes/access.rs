@@ -16,9 +16,9 @@ use super::functions::Part;
 use crate::api::Api;
 use crate::auth::MintedKey;
 use crate::document::{ApiKeyDocument, AuditDocument, CreatedApiKey, List, Me, NewApiKey};
-use crate::extract::{Caller, Document, InPath, InQuery, page_request};
+use crate::extract::{Caller, Document, InPath, InQuery, NoQuery, page_request};
 use crate::problem::{Problem, ProblemDocument};
-use crate::responses::{Found, Guarded, Reads};
+use crate::responses::{Found, Guarded, Reads, Typed};
 
 type Answer = Result<Response, Problem>;
 
@@ -36,10 +36,15 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     path = "/v1/keys",
     tag = "access",
     request_body = NewApiKey,
-    responses((status = 201, description = "It is made", body = CreatedApiKey), Guarded, Reads,
+    responses((status = 201, description = "It is made", body = CreatedApiKey), Guarded, Reads, Typed,
         (status = 501, description = "This gateway keeps no keys", body = ProblemDocument, content_type = "application/problem+json")),
 )]
-async fn create_key(State(api): State<Arc<Api>>, caller: Caller, Document(new): Document<NewApiKey>) -> Answer {
+async fn create_key(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    _: NoQuery,
+    Document(new): Document<NewApiKey>,
+) -> Answer {
     let minted = MintedKey::mint()?;
     let mut wanted = function_gateway_core::NewApiKey::new(minted.id, minted.hash);
     wanted.principal = new.principal;
@@ -77,7 +82,7 @@ async fn keys(State(api): State<Arc<Api>>, caller: Caller, InQuery(part): InQuer
     responses((status = 200, description = "The key", body = ApiKeyDocument), Guarded, Found,
         (status = 501, description = "This gateway keeps no keys", body = ProblemDocument, content_type = "application/problem+json")),
 )]
-async fn key(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<ApiKeyId>) -> Answer {
+async fn key(State(api): State<Arc<Api>>, caller: Caller, _: NoQuery, InPath(id): InPath<ApiKeyId>) -> Answer {
     let key = api.gateway.api_key(&caller.context(), id).await?;
     Ok(Json(ApiKeyDocument::new(&key, api.gateway.now())).into_response())
 }
@@ -91,7 +96,7 @@ async fn key(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<Api
     responses((status = 200, description = "The key, revoked", body = ApiKeyDocument), Guarded, Found,
         (status = 501, description = "This gateway keeps no keys", body = ProblemDocument, content_type = "application/problem+json")),
 )]
-async fn revoke_key(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<ApiKeyId>) -> Answer {
+async fn revoke_key(State(api): State<Arc<Api>>, caller: Caller, _: NoQuery, InPath(id): InPath<ApiKeyId>) -> Answer {
     let key = api.gateway.revoke_api_key(&caller.context(), id).await?;
     Ok(Json(ApiKeyDocument::new(&key, api.gateway.now())).into_response())
 }
@@ -146,6 +151,6 @@ async fn audit(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQu
     tag = "access",
     responses((status = 200, description = "The caller", body = Me), Guarded),
 )]
-async fn me(caller: Caller) -> Answer {
+async fn me(caller: Caller, _: NoQuery) -> Answer {
     Ok(Json(Me::from(&*caller.principal)).into_response())
 }

@@ -17,9 +17,9 @@ use utoipa_axum::routes;
 
 use crate::api::Api;
 use crate::document::{Accepted, List, NotDone, Purged, QueuedDocument, Redriven, RedrivenOne, WhichDeadLetters};
-use crate::extract::{Below, Caller, Document, InPath, InQuery, page_request};
+use crate::extract::{Below, Caller, Document, InPath, InQuery, NoQuery, page_request};
 use crate::problem::{Problem, ProblemDocument};
-use crate::responses::{Found, Guarded, Queued, Reads};
+use crate::responses::{Found, Guarded, Queued, Reads, Typed};
 
 type Answer = Result<Response, Problem>;
 
@@ -81,7 +81,12 @@ async fn page_of(
     params(("id" = InvocationId, Path)),
     responses((status = 200, description = "The dead letter", body = QueuedDocument), Guarded, Found, Queued),
 )]
-async fn dead_letter(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<InvocationId>) -> Answer {
+async fn dead_letter(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    _: NoQuery,
+    InPath(id): InPath<InvocationId>,
+) -> Answer {
     let queued = api.gateway.queued(&caller.context(), id).await?;
     if !matches!(queued.state, QueueState::Dead | QueueState::Redriven) {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no dead letter {id}")).into());
@@ -106,6 +111,7 @@ async fn dead_letter(State(api): State<Arc<Api>>, caller: Caller, InPath(id): In
 async fn redrive_dead_letter(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    _: NoQuery,
     below: Below,
     InPath(id): InPath<InvocationId>,
 ) -> Answer {
@@ -129,7 +135,12 @@ async fn redrive_dead_letter(
         Guarded, Found, Queued,
     ),
 )]
-async fn purge_dead_letter(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<InvocationId>) -> Answer {
+async fn purge_dead_letter(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    _: NoQuery,
+    InPath(id): InPath<InvocationId>,
+) -> Answer {
     api.gateway.purge(&caller.context(), id).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -142,11 +153,12 @@ async fn purge_dead_letter(State(api): State<Arc<Api>>, caller: Caller, InPath(i
     path = "/v1/dead-letters/redrive",
     tag = "queue",
     request_body = WhichDeadLetters,
-    responses((status = 200, description = "What was done", body = Redriven), Guarded, Reads, Queued),
+    responses((status = 200, description = "What was done", body = Redriven), Guarded, Reads, Typed, Queued),
 )]
 async fn redrive_dead_letters(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    _: NoQuery,
     Document(which): Document<WhichDeadLetters>,
 ) -> Answer {
     let redrive = |gateway: Gateway, cx: CallContext, id| async move { gateway.redrive(&cx, id).await };
@@ -161,11 +173,12 @@ async fn redrive_dead_letters(
     path = "/v1/dead-letters/purge",
     tag = "queue",
     request_body = WhichDeadLetters,
-    responses((status = 200, description = "What was done", body = Purged), Guarded, Reads, Queued),
+    responses((status = 200, description = "What was done", body = Purged), Guarded, Reads, Typed, Queued),
 )]
 async fn purge_dead_letters(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    _: NoQuery,
     Document(which): Document<WhichDeadLetters>,
 ) -> Answer {
     let purge = |gateway: Gateway, cx: CallContext, id| async move { gateway.purge(&cx, id).await };
@@ -217,7 +230,7 @@ fn is_about_all(error: &Error) -> bool {
     tag = "queue",
     responses((status = 200, description = "How many", body = QueueDepth), Guarded, Queued),
 )]
-async fn queue_depth(State(api): State<Arc<Api>>, caller: Caller) -> Answer {
+async fn queue_depth(State(api): State<Arc<Api>>, caller: Caller, _: NoQuery) -> Answer {
     Ok(Json(api.gateway.queue_depth(&caller.context(), None).await?).into_response())
 }
 
@@ -232,6 +245,7 @@ async fn queue_depth(State(api): State<Arc<Api>>, caller: Caller) -> Answer {
 async fn function_queue_depth(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    _: NoQuery,
     InPath(name): InPath<FunctionName>,
 ) -> Answer {
     Ok(Json(api.gateway.queue_depth(&caller.context(), Some(&name)).await?).into_response())

@@ -15,9 +15,9 @@ use super::etag::{Etag, if_match};
 use super::functions::Part;
 use crate::api::Api;
 use crate::document::{List, NewSubscription, PublishedDocument, SubscriptionDocument};
-use crate::extract::{Caller, Document, InPath, InQuery, page_request, read_value, whole};
+use crate::extract::{Caller, Document, InPath, InQuery, NoQuery, page_request, read_value, whole};
 use crate::problem::{Problem, ProblemDocument};
-use crate::responses::{Brokered, Found, Guarded, Reads};
+use crate::responses::{Brokered, Changes, Found, Guarded, Reads, Typed};
 
 type Answer = Result<Response, Problem>;
 
@@ -54,7 +54,7 @@ impl Api {
         Guarded, Reads, Brokered,
     ),
 )]
-async fn publish(State(api): State<Arc<Api>>, caller: Caller, request: Request) -> Answer {
+async fn publish(State(api): State<Arc<Api>>, caller: Caller, _: NoQuery, request: Request) -> Answer {
     let broker = api.broker()?;
     let headers = request.headers().clone();
     let body = whole(request, &api).await?;
@@ -77,12 +77,13 @@ async fn publish(State(api): State<Arc<Api>>, caller: Caller, request: Request) 
         (status = 201, description = "It is created", body = SubscriptionDocument, headers(("ETag" = String, description = "Its version"))),
         (status = 409, description = "There is one of the name already", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, description = "The tenant has too many", body = ProblemDocument, content_type = "application/problem+json"),
-        Guarded, Reads, Brokered,
+        Guarded, Reads, Typed, Brokered,
     ),
 )]
 async fn create_subscription(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    _: NoQuery,
     Document(new): Document<NewSubscription>,
 ) -> Answer {
     let broker = api.broker()?;
@@ -123,6 +124,7 @@ async fn subscriptions(State(api): State<Arc<Api>>, caller: Caller, InQuery(part
 async fn subscription(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    _: NoQuery,
     InPath(name): InPath<SubscriptionName>,
     headers: HeaderMap,
 ) -> Answer {
@@ -139,14 +141,13 @@ async fn subscription(
     request_body = serde_json::Value,
     responses(
         (status = 200, description = "It is replaced", body = SubscriptionDocument, headers(("ETag" = String, description = "Its version"))),
-        (status = 409, description = "Somebody else changed it at the same time", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 412, description = "It has another version", body = ProblemDocument, content_type = "application/problem+json"),
-        Guarded, Found, Reads, Brokered,
+        Guarded, Found, Reads, Typed, Changes, Brokered,
     ),
 )]
 async fn update_subscription(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    _: NoQuery,
     InPath(name): InPath<SubscriptionName>,
     headers: HeaderMap,
     Document(spec): Document<serde_json::Value>,
@@ -165,14 +166,13 @@ async fn update_subscription(
     params(("name" = String, Path), ("If-Match" = Option<String>, Header, description = "The `ETag` that it has to have")),
     responses(
         (status = 204, description = "It is deleted"),
-        (status = 409, description = "Somebody else changed it at the same time", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 412, description = "It has another version", body = ProblemDocument, content_type = "application/problem+json"),
-        Guarded, Found, Brokered,
+        Guarded, Found, Changes, Brokered,
     ),
 )]
 async fn delete_subscription(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    _: NoQuery,
     InPath(name): InPath<SubscriptionName>,
     headers: HeaderMap,
 ) -> Answer {

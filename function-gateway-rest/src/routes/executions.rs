@@ -24,7 +24,7 @@ use super::logs;
 use crate::api::Api;
 use crate::document::{List, QueuedDocument};
 use crate::envelope::NO_SHARED_CACHE;
-use crate::extract::{Below, Caller, InPath, InQuery, invalid, labels, page_request};
+use crate::extract::{Below, Caller, InPath, InQuery, NoQuery, invalid, labels, page_request};
 use crate::problem::{Problem, ProblemDocument, RETRY_AFTER_SECONDS};
 use crate::responses::{Found, Guarded, Queued};
 
@@ -172,7 +172,8 @@ fn unexpected(waited: &Waited) -> Problem {
     tag = "executions",
     params(("id" = InvocationId, Path)),
     responses(
-        (status = 409, description = "It has not ended; `Retry-After` says when to ask again", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "It has not ended", body = ProblemDocument, content_type = "application/problem+json", headers(
+            ("Retry-After" = u64, description = "In how many seconds to ask again"))),
         (status = 410, description = "It was executed, and its result was streamed, too large, or is kept no longer", body = ProblemDocument, content_type = "application/problem+json"),
         (status = "default", description = "What the function answered, or a problem document of the gateway's", headers(
             ("X-Function-Answered-By" = String, description = "`function` or `gateway`"),
@@ -184,6 +185,7 @@ fn unexpected(waited: &Waited) -> Problem {
 async fn execution_result(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    _: NoQuery,
     InPath(id): InPath<InvocationId>,
     method: Method,
 ) -> Answer {
@@ -210,6 +212,7 @@ async fn execution_result(
 async fn cancel_execution(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    _: NoQuery,
     below: Below,
     InPath(id): InPath<InvocationId>,
 ) -> Answer {
@@ -225,7 +228,12 @@ async fn cancel_execution(
     params(("id" = InvocationId, Path)),
     responses((status = 200, description = "How it stands", body = QueuedDocument), Guarded, Found, Queued),
 )]
-async fn queued_execution(State(api): State<Arc<Api>>, caller: Caller, InPath(id): InPath<InvocationId>) -> Answer {
+async fn queued_execution(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    _: NoQuery,
+    InPath(id): InPath<InvocationId>,
+) -> Answer {
     let queued = api.gateway.queued(&caller.context(), id).await?;
     Ok(Json(QueuedDocument::with_payload(&queued)).into_response())
 }

@@ -24,10 +24,11 @@ use crate::document::{
     Checked, FunctionDocument, List, LogLineDocument, NewFunction, RevisionDocument, RollBack, ScaleTo,
 };
 use crate::extract::{
-    Caller, Document, InPath, InQuery, RevisionInPath, document_bytes, labels, page_request, read_json, read_value,
+    Caller, Document, InPath, InQuery, NoQuery, RevisionInPath, document_bytes, labels, page_request, read_json,
+    read_value,
 };
 use crate::problem::{Problem, ProblemDocument};
-use crate::responses::{Changes, Found, Guarded, Optional, Reads, Specified};
+use crate::responses::{Asks, Changes, Found, Guarded, Optional, Reads, Specified, Typed};
 
 type Answer = Result<Response, Problem>;
 
@@ -95,12 +96,14 @@ struct Filter {
     responses(
         (status = 201, description = "It is created", body = FunctionDocument, headers(
             ("Location" = String, description = "Its path"), ("ETag" = String, description = "Its version"))),
-        Guarded, Reads, Specified, Changes,
+        (status = 409, description = "There is one of the name", body = ProblemDocument, content_type = "application/problem+json"),
+        Guarded, Reads, Typed, Specified, Asks,
     ),
 )]
 async fn create(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    _: NoQuery,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
     Document(new): Document<NewFunction>,
@@ -166,6 +169,7 @@ async fn list(State(api): State<Arc<Api>>, caller: Caller, InQuery(query): InQue
 async fn read(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    _: NoQuery,
     InPath(name): InPath<FunctionName>,
     headers: HeaderMap,
 ) -> Answer {
@@ -218,7 +222,10 @@ async fn condition(
         ("If-Match" = Option<String>, Header, description = "Only if its ETag is still this"),
         ("Prefer" = Option<String>, Header, description = "`wait=SECONDS` or `respond-async` (RFC 7240)")),
     request_body = FunctionSpec,
-    responses((status = 200, description = "It is changed", body = FunctionDocument), Guarded, Found, Reads, Specified, Changes),
+    responses(
+        (status = 200, description = "It is changed", body = FunctionDocument, headers(("ETag" = String, description = "Its version"))),
+        Guarded, Found, Reads, Typed, Specified, Changes, Asks,
+    ),
 )]
 async fn replace(
     State(api): State<Arc<Api>>,
@@ -244,7 +251,10 @@ async fn replace(
         ("If-Match" = Option<String>, Header, description = "Only if its ETag is still this"),
         ("Prefer" = Option<String>, Header, description = "`wait=SECONDS` or `respond-async` (RFC 7240)")),
     request_body(content = Object, content_type = "application/merge-patch+json"),
-    responses((status = 200, description = "It is changed", body = FunctionDocument), Guarded, Found, Reads, Specified, Changes),
+    responses(
+        (status = 200, description = "It is changed", body = FunctionDocument, headers(("ETag" = String, description = "Its version"))),
+        Guarded, Found, Reads, Typed, Specified, Changes, Asks,
+    ),
 )]
 async fn patch(
     State(api): State<Arc<Api>>,
@@ -308,7 +318,7 @@ fn merge(target: &mut Value, patch: Value) {
         ("Prefer" = Option<String>, Header, description = "`wait=SECONDS` or `respond-async` (RFC 7240)")),
     responses(
         (status = 204, description = "It is gone"),
-        (status = 202, description = "It is being removed; the engine takes longer", body = FunctionDocument),
+        (status = 202, description = "It is being removed; the engine takes longer", body = FunctionDocument, headers(("ETag" = String, description = "Its version"))),
         Guarded, Found, Changes,
     ),
 )]
@@ -333,11 +343,9 @@ async fn delete(
     path = "/v1/validate",
     tag = "functions",
     request_body(content = serde_json::Value, description = "A specification. Whatever is wrong with it is in the answer"),
-    responses((status = 200, description = "What was found", body = Checked), Guarded, Reads,
-        (status = 502, description = "The engine answered what it must not", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 504, description = "The engine took too long", body = ProblemDocument, content_type = "application/problem+json")),
+    responses((status = 200, description = "What was found", body = Checked), Guarded, Reads, Typed, Asks),
 )]
-async fn validate(State(api): State<Arc<Api>>, caller: Caller, request: Request) -> Answer {
+async fn validate(State(api): State<Arc<Api>>, caller: Caller, _: NoQuery, request: Request) -> Answer {
     let bytes = document_bytes(request, &api, "application/json").await?;
     let found = match read_json::<FunctionSpec>(&bytes, ErrorKind::InvalidSpec) {
         Ok(spec) => api.gateway.validate(&caller.context(), &spec).await?,
@@ -394,6 +402,7 @@ async fn revisions(
 async fn revision(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    _: NoQuery,
     RevisionInPath(name, generation): RevisionInPath,
     headers: HeaderMap,
 ) -> Answer {
@@ -418,7 +427,10 @@ async fn revision(
         ("If-Match" = Option<String>, Header, description = "Only if its ETag is still this"),
         ("Prefer" = Option<String>, Header, description = "`wait=SECONDS` or `respond-async` (RFC 7240)")),
     request_body = RollBack,
-    responses((status = 200, description = "It is changed", body = FunctionDocument), Guarded, Found, Reads, Specified, Changes),
+    responses(
+        (status = 200, description = "It is changed", body = FunctionDocument, headers(("ETag" = String, description = "Its version"))),
+        Guarded, Found, Reads, Typed, Specified, Changes, Asks,
+    ),
 )]
 async fn roll_back(
     State(api): State<Arc<Api>>,
@@ -441,7 +453,10 @@ async fn roll_back(
     params(("name" = FunctionName, Path), Condition,
         ("If-Match" = Option<String>, Header, description = "Only if its ETag is still this"),
         ("Prefer" = Option<String>, Header, description = "`wait=SECONDS` or `respond-async` (RFC 7240)")),
-    responses((status = 200, description = "It is changed", body = FunctionDocument), Guarded, Found, Specified, Changes),
+    responses(
+        (status = 200, description = "It is changed", body = FunctionDocument, headers(("ETag" = String, description = "Its version"))),
+        Guarded, Found, Specified, Changes, Asks,
+    ),
 )]
 async fn rotate_secrets(
     State(api): State<Arc<Api>>,
@@ -462,11 +477,12 @@ async fn rotate_secrets(
     tag = "functions",
     params(("name" = FunctionName, Path)),
     request_body = ScaleTo,
-    responses((status = 204, description = "The engine was told"), Guarded, Found, Reads, Optional),
+    responses((status = 204, description = "The engine was told"), Guarded, Found, Reads, Typed, Optional, Asks),
 )]
 async fn scale(
     State(api): State<Arc<Api>>,
     caller: Caller,
+    _: NoQuery,
     InPath(name): InPath<FunctionName>,
     Document(to): Document<ScaleTo>,
 ) -> Answer {
@@ -497,7 +513,7 @@ struct LogPart {
     responses(
         (status = 200, description = "Each line is one JSON object; each event's data too", content(
             (LogLineDocument = "application/x-ndjson"), (String = "text/event-stream"))),
-        Guarded, Found, Optional,
+        Guarded, Found, Optional, Asks,
     ),
 )]
 async fn function_logs(

@@ -25,7 +25,7 @@ use crate::document::{Accepted, Checked};
 use crate::extract::{Below, Caller, InPath, invalid};
 use crate::payload;
 use crate::problem::{ANSWERED_BY, Problem, ProblemDocument};
-use crate::responses::{Found, Guarded, Submits};
+use crate::responses::{Found, Guarded, Reads, Submits};
 
 /// The id of an execution: on a request the one that it is to have, on an answer the one that it has.
 pub(crate) const INVOCATION_ID: HeaderName = HeaderName::from_static(call_header::INVOCATION_ID);
@@ -425,9 +425,7 @@ fn header_text(text: &str) -> String {
     tag = "executions",
     params(("name" = String, Path, description = "A name, or a name and a generation: `resize@7`")),
     request_body(content((Vec<u8> = "application/octet-stream")), description = "The payload, of any type"),
-    responses((status = 200, description = "What was found", body = Checked), Guarded, Found,
-        (status = 408, description = "The body did not come in time", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 413, description = "The payload is larger than the limit that the answer names", body = ProblemDocument, content_type = "application/problem+json"),
+    responses((status = 200, description = "What was found", body = Checked), Guarded, Found, Reads,
         (status = 504, description = "It took longer than a call of the function may", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 501, description = "The name has an alias, which are reserved", body = ProblemDocument, content_type = "application/problem+json")),
 )]

@@ -19,9 +19,9 @@ use super::etag::Etag;
 use super::executions::MAX_WAIT;
 use crate::api::Api;
 use crate::document::{DriverDocument, Health, LimitsDocument, QueueLimitsDocument};
-use crate::extract::Caller;
+use crate::extract::{Caller, NoQuery};
 use crate::problem::{Problem, ProblemDocument};
-use crate::responses::Guarded;
+use crate::responses::{Guarded, Scraped};
 
 type Answer = Result<Response, Problem>;
 
@@ -45,7 +45,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     tag = "gateway",
     responses((status = 200, description = "The drivers, in the order of their names", body = Vec<DriverDocument>), Guarded),
 )]
-async fn drivers(State(api): State<Arc<Api>>, _: Caller) -> Json<Vec<DriverDocument>> {
+async fn drivers(State(api): State<Arc<Api>>, _: Caller, _: NoQuery) -> Json<Vec<DriverDocument>> {
     let driver = |(name, driver): (_, &Arc<dyn function_gateway_core::FaasDriver>)| {
         DriverDocument::new(name, driver.info(), |protocol| driver.capabilities(protocol))
     };
@@ -59,7 +59,7 @@ async fn drivers(State(api): State<Arc<Api>>, _: Caller) -> Json<Vec<DriverDocum
     tag = "gateway",
     responses((status = 200, description = "The limits", body = LimitsDocument), Guarded),
 )]
-async fn limits(State(api): State<Arc<Api>>, _: Caller) -> Json<LimitsDocument> {
+async fn limits(State(api): State<Arc<Api>>, _: Caller, _: NoQuery) -> Json<LimitsDocument> {
     let config = api.gateway.config();
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Json(LimitsDocument {
@@ -118,8 +118,7 @@ async fn ready(State(api): State<Arc<Api>>) -> Answer {
     get,
     path = "/metrics",
     tag = "gateway",
-    responses((status = 200, description = "The metrics", body = String, content_type = "text/plain"), Guarded,
-        (status = 501, description = "The host offers none", body = ProblemDocument, content_type = "application/problem+json")),
+    responses((status = 200, description = "The metrics", body = String, content_type = "text/plain"), Scraped),
 )]
 async fn metrics(State(api): State<Arc<Api>>, caller: Caller) -> Answer {
     api.gateway.may_read_metrics(&caller.context()).await?;

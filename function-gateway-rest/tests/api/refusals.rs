@@ -168,6 +168,29 @@ async fn what_can_not_be_a_name_or_an_id_is_told_so_by_every_operation() {
     }
 }
 
+#[tokio::test]
+async fn a_parameter_that_no_operation_has_is_refused_before_anything_is_done() {
+    let server = Server::start().await;
+    let function = server.create("echo").await;
+    for operation in operations() {
+        let mut request = operation.request(&server, &server.admin, &NAMES).build().unwrap();
+        request.url_mut().set_query(Some("dry_run=true"));
+        let answer = server.client.execute(request).await.unwrap();
+        // The query of a call is the function's, and a scraper's is nobody's.
+        let path = operation.path;
+        if path == "/metrics" || ["/invocations", "/submit", "{name}/validate"].iter().any(|call| path.ends_with(call))
+        {
+            assert_ne!(answer.status(), StatusCode::BAD_REQUEST, "{path}");
+            continue;
+        }
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{} {path}", operation.method);
+        let told = problem(answer, 400, "invalid_argument").await;
+        assert!(told["detail"].as_str().unwrap().contains("dry_run"), "{told}");
+    }
+    let list = json_of(server.get("/v1/functions").send().await.unwrap(), StatusCode::OK).await;
+    assert_eq!(list["items"], json!([function]));
+}
+
 #[derive(Debug)]
 struct OutOfReach;
 
