@@ -25,7 +25,7 @@ use function_gateway_core::{
     RevisionReason, ScopeAuthorizer, Timestamp,
 };
 use function_gateway_local_process::{LocalProcess, LocalProcessConfig};
-use function_gateway_rest::serve::{ServeOptions, serve};
+use function_gateway_rest::serve::{ServeOptions, Threads, serve};
 use function_gateway_rest::{ApiKeyAuthenticator, MintedKey, RestApi};
 use futures_util::StreamExt as _;
 use http::{HeaderValue, header};
@@ -36,7 +36,6 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use load::Load;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::Handle;
 
 #[path = "rest/load.rs"]
 mod load;
@@ -113,21 +112,13 @@ fn server(kind: &str, worker: &Path) {
                 let api = api.authenticator(ApiKeyAuthenticator::new(gateway.clone())).build().unwrap();
                 println!("{address} {key}");
                 // As `local-gateway` does.
-                let processors = std::thread::available_parallelism().unwrap().get();
-                let runtimes = (0..processors).map(|_| runtime_of_a_thread());
-                let options = ServeOptions::default().with_grace(Duration::ZERO).with_runtimes(runtimes);
+                let threads = Threads::for_each_processor().unwrap();
+                let options = ServeOptions::default().with_grace(Duration::ZERO).with_runtimes(threads.runtimes());
                 serve(listener, api.router(), options, end).await.unwrap();
                 gateway.shutdown(Duration::from_secs(1)).await.unwrap();
             }
         }
     });
-}
-
-fn runtime_of_a_thread() -> Handle {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let handle = runtime.handle().clone();
-    std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
-    handle
 }
 
 #[derive(Clone)]

@@ -320,7 +320,13 @@ impl Host {
             .with_due(due)
             .with_limits(self.queue_limits());
         let id = acceptance.submission.id;
-        match queue.accept(acceptance).await? {
+        let accepted = by_deadline(cx.deadline(), pin!(queue.accept(acceptance))).await.map_err(|error| {
+            // The commit was under way: it is to be found under its id where it was done.
+            let delivery =
+                if error.kind() == ErrorKind::DeadlineExceeded { Delivery::Unknown } else { error.delivery() };
+            error.with_delivery(delivery).with_context("invocation", id.to_string())
+        })?;
+        match accepted {
             Accepted::New { .. } => {
                 metrics::counter!("function_gateway.queue.accepted").increment(1);
                 Ok(Receipt { id, is_repeated: false })

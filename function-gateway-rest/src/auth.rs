@@ -5,6 +5,7 @@ pub(crate) mod api_key;
 mod host;
 #[cfg(feature = "jwt")]
 pub mod jwt;
+mod this_machine;
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use http::{HeaderMap, HeaderValue};
 
 pub use api_key::{ApiKeyAuthenticator, MintedKey};
 pub use host::{Anonymous, HostPrincipal};
+pub use this_machine::ThisMachine;
 
 /// Finds out who makes a request.
 ///

@@ -93,6 +93,18 @@ pub(crate) fn envelope(mut request: Request, next: Next) -> impl Future<Output =
     }
 }
 
+/// The answer to a request that goes to no router.
+#[cfg(feature = "serve")]
+pub(crate) fn refused(request: &Request, error: Error) -> Response {
+    let id = request_id(request);
+    let problem = Problem::from(error);
+    let response = problem.clone().into_response();
+    let mut response = problem.finish(response, id.to_str().unwrap_or_default());
+    response.extensions_mut().clear();
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
 /// What a handler said when it panicked, for the log.
 #[derive(Clone)]
 struct Panic(Option<String>);

@@ -24,7 +24,7 @@ mod routes;
 pub mod serve;
 
 pub use api::{RestApi, RestApiBuilder, RestOptions, openapi_json};
-pub use auth::{Anonymous, ApiKeyAuthenticator, Authenticated, Authenticator, HostPrincipal, MintedKey};
+pub use auth::{Anonymous, ApiKeyAuthenticator, Authenticated, Authenticator, HostPrincipal, MintedKey, ThisMachine};
 pub use cors::Cors;
 
 /// The code in docs/rest.md, compiled.

@@ -1,5 +1,6 @@
 //! Bodies on their way between HTTP and the gateway.
 
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -57,8 +58,11 @@ impl Stream for Upload {
                     }
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    let message = "the payload broke off: the client closed the connection or sent what is not HTTP";
-                    Error::new(ErrorKind::Cancelled, message).with_delivery(Delivery::Unknown).with_source(error)
+                    let (kind, message) = match is_malformed(&error) {
+                        true => (ErrorKind::InvalidArgument, "the payload's chunks are not as HTTP has them"),
+                        false => (ErrorKind::Cancelled, "the payload broke off: the client closed the connection"),
+                    };
+                    Error::new(kind, message).with_delivery(Delivery::Unknown).with_source(error)
                 }
                 Poll::Ready(None) => {
                     this.body = None;
@@ -76,6 +80,13 @@ impl Stream for Upload {
             return Poll::Ready(Some(Err(error)));
         }
     }
+}
+
+/// Whether what was read is no body (RFC 9112, section 7.1), as servers tell by the error that is at the bottom.
+fn is_malformed(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let mut kinds = causes.filter_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind()));
+    kinds.any(|kind| matches!(kind, io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
 }
 
 /// The body of an answer.

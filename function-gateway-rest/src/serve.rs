@@ -1,6 +1,8 @@
 //! Serves a router on a listener of the host's: HTTP/1.1 and HTTP/2 (with prior knowledge), with the bounds that a server needs
 //! which strangers can reach.
 
+mod threads;
+
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
@@ -18,6 +20,7 @@ use bytes::{Buf, Bytes};
 use function_gateway_core::{Error, ErrorKind, Result};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use http::{Version, header};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,11 +32,16 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep};
 use tower::ServiceExt as _;
 
+use crate::envelope;
+
+pub use threads::Threads;
+
 /// Bounds of a server. Each has a default.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ServeOptions {
-    /// How long a client may take to send the head of a request, and how long a connection may be without one. Default: 30 s.
+    /// How long a client may take to send the head of a request, and how long a connection may be without one. A client of HTTP/2
+    /// is told first, and has that time again to let go. Default: 30 s.
     pub header_timeout: Duration,
     /// The largest head of a request, in bytes. Default: 64 KiB.
     pub max_header_bytes: usize,
@@ -50,7 +58,7 @@ pub struct ServeOptions {
     /// Runtimes that serve the connections, with their I/O and time enabled. Default: none, and [`serve`] does it on the runtime that
     /// it is called on.
     ///
-    /// Give one of a single thread for each processor, and a request stays on its thread from its head to the end of its answer, the
+    /// Give one of a single thread for each processor, as [`Threads`] are, and a request stays on its thread from its head to the end of its answer, the
     /// connection to a function of the driver `local-process` included. On a runtime of several threads it is handed from one processor to
     /// another at each step, which takes a fifth to a third more processor time (`docs/performance.md` has the figures). [`serve`] has an
     /// example.
@@ -153,22 +161,12 @@ const H2_PING_EVERY: Duration = Duration::from_secs(20);
 /// # Examples
 /// With a thread for each processor:
 /// ```no_run
-/// use std::{io, thread};
-///
-/// use function_gateway_rest::serve::{ServeOptions, serve};
-/// use tokio::runtime::{Builder, Handle};
-///
-/// fn start() -> io::Result<Handle> {
-///     let runtime = Builder::new_current_thread().enable_all().build()?;
-///     let handle = runtime.handle().clone();
-///     thread::Builder::new().name("serve".to_owned()).spawn(move || runtime.block_on(std::future::pending::<()>()))?;
-///     Ok(handle)
-/// }
+/// use function_gateway_rest::serve::{ServeOptions, Threads, serve};
 ///
 /// # async fn example(listener: tokio::net::TcpListener, router: axum::Router, stopped: impl Future<Output = ()>)
 /// #     -> Result<(), Box<dyn std::error::Error>> {
-/// let runtimes = (0..thread::available_parallelism()?.get()).map(|_| start()).collect::<io::Result<Vec<_>>>()?;
-/// serve(listener, router, ServeOptions::default().with_runtimes(runtimes), stopped).await?;
+/// let threads = Threads::for_each_processor()?;
+/// serve(listener, router, ServeOptions::default().with_runtimes(threads.runtimes()), stopped).await?;
 /// # Ok(())
 /// # }
 /// ```
@@ -298,6 +296,12 @@ fn builder(options: &ServeOptions) -> auto::Builder<On> {
     builder
 }
 
+/// Two readers could take a request for one of different hosts (RFC 9112, section 3.2).
+fn names_one_host(request: &Request) -> bool {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    request.version() != Version::HTTP_11 || (hosts.next().is_some() && hosts.next().is_none())
+}
+
 async fn connection(
     builder: Arc<auto::Builder<On>>,
     stream: TcpStream,
@@ -313,20 +317,26 @@ async fn connection(
         let stream = counted.begin(request.version());
         let router = router.clone();
         async move {
-            let response: Response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
+            let response: Response = match names_one_host(&request) {
+                true => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
+                false => {
+                    let message = "a request has one `Host`, no more and no less (RFC 9112, section 3.2)";
+                    envelope::refused(&request, Error::new(ErrorKind::InvalidArgument, message))
+                }
+            };
             Ok::<_, Infallible>(response.map(|body| Counted { body, stream }))
         }
     });
     let connection = builder.serve_connection(TokioIo::new(Timed::new(stream, bounds)), service);
     tokio::pin!(connection);
-    let mut is_closing = false;
+    let mut closing = None;
     let ended = loop {
         let ended = {
             let signal = async {
                 tokio::select! {
                     // It only ever ends.
-                    _ = stopping.changed(), if !is_closing => None,
-                    overdue = streams.overdue(bounds, is_closing) => Some(overdue),
+                    _ = stopping.changed(), if closing.is_none() => None,
+                    overdue = streams.overdue(bounds, closing) => Some(overdue),
                 }
             };
             // It is looked at when something wakes it, and not each time that something happens on the connection.
@@ -335,8 +345,13 @@ async fn connection(
                 biased;
                 ended = connection.as_mut() => Some(ended),
                 signal = signals.next() => {
-                    if let Some(Some(Overdue::Unread)) = signal {
-                        tracing::debug!(target: "function_gateway::rest", %peer, "a client is cut off that does not read on");
+                    let reason = match signal.flatten() {
+                        Some(Overdue::Unread) => "a client is cut off that does not read on",
+                        Some(Overdue::Idle) if closing.is_some() => "a client is cut off that does not let go",
+                        _ => "",
+                    };
+                    if !reason.is_empty() {
+                        tracing::debug!(target: "function_gateway::rest", %peer, "{reason}");
                         return;
                     }
                     None
@@ -346,7 +361,7 @@ async fn connection(
         if let Some(ended) = ended {
             break ended;
         }
-        is_closing = true;
+        closing = Some(Instant::now());
         connection.as_mut().graceful_shutdown();
     };
     if let Err(error) = ended {
@@ -398,9 +413,9 @@ impl Streams {
     }
 
     /// Counts a request until what it gives is dropped.
-    fn begin(self: &Arc<Self>, version: http::Version) -> Option<Arc<Stream>> {
+    fn begin(self: &Arc<Self>, version: Version) -> Option<Arc<Stream>> {
         let mut state = self.state();
-        if version != http::Version::HTTP_2 {
+        if version != Version::HTTP_2 {
             state.is_http1 = true;
             return None;
         }
@@ -410,22 +425,23 @@ impl Streams {
     }
 
     /// What can become overdue next, since when it is so, and for how long it may be. `None` where nothing ever can.
-    fn next(&self, bounds: Bounds, is_closing: bool) -> Option<(Option<Instant>, Duration, Overdue)> {
+    fn next(&self, bounds: Bounds, closing: Option<Instant>) -> Option<(Option<Instant>, Duration, Overdue)> {
         let state = self.state();
         if state.is_http1 {
             None
         } else if state.under_way == 0 {
-            Some(((!is_closing).then_some(state.idle_since), bounds.idle, Overdue::Idle))
+            // Once it is told to close, the client has that time again.
+            Some((Some(closing.map_or(state.idle_since, |at| at.max(state.idle_since))), bounds.idle, Overdue::Idle))
         } else {
             Some(((state.unread > 0).then_some(state.unread_since), bounds.unread, Overdue::Unread))
         }
     }
 
-    /// Waits until something has been so for longer than it may. A connection that is closing may be idle.
-    async fn overdue(&self, bounds: Bounds, is_closing: bool) -> Overdue {
+    /// Waits until something has been so for longer than it may.
+    async fn overdue(&self, bounds: Bounds, closing: Option<Instant>) -> Overdue {
         // What begins while this waits is not due before.
         let again = bounds.idle.min(bounds.unread).max(Duration::from_millis(1));
-        while let Some((since, bound, overdue)) = self.next(bounds, is_closing) {
+        while let Some((since, bound, overdue)) = self.next(bounds, closing) {
             let left = since.map(|since| bound.saturating_sub(since.elapsed()));
             if left.is_some_and(|left| left.is_zero()) {
                 return overdue;
@@ -635,19 +651,19 @@ mod tests {
     const BOUNDS: Bounds = Bounds { idle: Duration::from_secs(30), unread: Duration::from_secs(100) };
 
     /// Whether something is overdue already.
-    async fn overdue(streams: &Streams, is_closing: bool) -> Option<Overdue> {
-        tokio::time::timeout(Duration::ZERO, streams.overdue(BOUNDS, is_closing)).await.ok()
+    async fn overdue(streams: &Streams, closing: Option<Instant>) -> Option<Overdue> {
+        tokio::time::timeout(Duration::ZERO, streams.overdue(BOUNDS, closing)).await.ok()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_is_overdue_once_nothing_of_it_is_read() {
         let streams = Arc::new(Streams::default());
-        let read_on = streams.begin(http::Version::HTTP_2);
+        let read_on = streams.begin(Version::HTTP_2);
         let mut read_on = Piece::new(Bytes::from_static(b"abcdef"), read_on);
-        let waits = streams.begin(http::Version::HTTP_2);
+        let waits = streams.begin(Version::HTTP_2);
         for _ in 0..5 {
             tokio::time::advance(Duration::from_secs(90)).await;
-            assert_eq!(overdue(&streams, false).await, None);
+            assert_eq!(overdue(&streams, None).await, None);
             read_on.advance(1);
         }
         let left = Piece::new(Bytes::from_static(b"abc"), waits.clone());
@@ -655,18 +671,21 @@ mod tests {
         // One of many who share the connection may pause.
         read_on.advance(1);
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert_eq!(overdue(&streams, false).await, None);
+        assert_eq!(overdue(&streams, None).await, None);
         tokio::time::advance(Duration::from_secs(60)).await;
-        for is_closing in [false, true] {
-            assert_eq!(overdue(&streams, is_closing).await, Some(Overdue::Unread));
+        for closing in [None, Some(Instant::now())] {
+            assert_eq!(overdue(&streams, closing).await, Some(Overdue::Unread));
         }
         // Given up by the client.
         drop(left);
-        assert_eq!(overdue(&streams, false).await, None);
+        assert_eq!(overdue(&streams, None).await, None);
         drop((read_on, waits));
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert_eq!(overdue(&streams, true).await, None);
-        assert_eq!(overdue(&streams, false).await, Some(Overdue::Idle));
+        assert_eq!(overdue(&streams, None).await, Some(Overdue::Idle));
+        let closing = Some(Instant::now());
+        assert_eq!(overdue(&streams, closing).await, None, "it has the time again to let go");
+        tokio::time::advance(Duration::from_secs(30)).await;
+        assert_eq!(overdue(&streams, closing).await, Some(Overdue::Idle));
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,6 +7,7 @@ use std::{env, fs, iter};
 
 use clap::Args;
 use function_gateway::Violation;
+use function_gateway::rest::ThisMachine;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
@@ -14,7 +15,6 @@ use serde_json::Value;
 
 use crate::exit::{Exit, Failure, Result};
 use crate::output;
-use crate::this_machine::is_this_machine;
 
 /// Says who answers a call: the function or the gateway.
 const ANSWERED_BY: HeaderName = HeaderName::from_static("x-function-answered-by");
@@ -71,7 +71,7 @@ impl Connection {
             // So that a machine without certificates will do.
             builder = builder.tls_certs_only(iter::empty());
         }
-        if self.url.host_str().is_some_and(is_this_machine) {
+        if self.url.host_str().is_some_and(ThisMachine::is_named) {
             // A proxy would get the key, and look for the gateway on its own machine.
             builder = builder.no_proxy();
         }

@@ -13,8 +13,6 @@ mod samples;
 mod serve;
 mod settings;
 mod store;
-mod this_machine;
-mod threads;
 mod welcome;
 
 use std::process::ExitCode;

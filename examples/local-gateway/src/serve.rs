@@ -14,8 +14,8 @@ use function_gateway::events::EventBroker;
 use function_gateway::middleware::secrets::{Secrets, SecretsOptions};
 use function_gateway::middleware::validation::Validation;
 use function_gateway::rest::auth::jwt::{JwtAuthenticator, JwtKeys, JwtOptions};
-use function_gateway::rest::serve::{ServeOptions, serve};
-use function_gateway::rest::{ApiKeyAuthenticator, RestApi, RestOptions};
+use function_gateway::rest::serve::{ServeOptions, Threads, serve};
+use function_gateway::rest::{ApiKeyAuthenticator, RestApi, RestOptions, ThisMachine};
 use function_gateway::store::sql::SqlStore;
 use function_gateway::{
     DirectorySecrets, DriverName, EnvironmentSecrets, FaasDriver, Gateway, GatewayConfig, MemorySecrets, Principal,
@@ -32,8 +32,6 @@ use crate::config::{Authentication, Config, Driver, DriverKind, Mode, Workers};
 use crate::exit::{Exit, Failure, Result};
 use crate::output::Progress;
 use crate::samples::{self, Registered};
-use crate::this_machine::ThisMachine;
-use crate::threads::Threads;
 use crate::welcome::Welcome;
 use crate::{log, store};
 
@@ -60,7 +58,9 @@ pub(crate) async fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
     welcomed.store(true, Ordering::Relaxed);
 
     let grace = Duration::from_millis(config.limits.shutdown_grace_ms);
-    let threads = Threads::start(config.threads)?;
+    let threads = config.threads.map_or_else(Threads::for_each_processor, Threads::start);
+    let threads =
+        threads.map_err(|error| Failure::new(Exit::GatewayFailed, format!("can't start the threads: {error}")))?;
     let options = ServeOptions::default()
         .with_max_connections(config.limits.max_connections)
         .with_grace(grace)
@@ -240,7 +240,8 @@ fn api(
     let mut api = RestApi::builder(gateway.clone()).options(options).events(broker).metrics(move || metrics.render());
     let modes = &config.authentication.modes;
     if modes.contains(&Mode::None) {
-        api = api.authenticator(ThisMachine::new(anonymous(&config.tenant)?));
+        let advice = "switch authentication on, such as with --authentication api-keys";
+        api = api.authenticator(ThisMachine::new(anonymous(&config.tenant)?).with_advice(advice));
     }
     if modes.contains(&Mode::ApiKeys) {
         api = api.authenticator(ApiKeyAuthenticator::new(gateway));

@@ -64,7 +64,8 @@ impl Authenticator for HostPrincipal {
     }
 }
 
-/// Takes every request for one of the same principal: for trials on one machine, and for networks that guard access themselves.
+/// Takes every request for one of the same principal: for networks that guard access themselves. For trials on one machine
+/// [`ThisMachine`](super::ThisMachine) keeps others out.
 #[derive(Debug, Clone)]
 pub struct Anonymous(Arc<Principal>);
 

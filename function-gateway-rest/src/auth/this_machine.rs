@@ -1,11 +1,14 @@
-//! Callers without authentication: those on this machine, and no page of the web that a browser on it shows.
+//! Callers without a credential: those on this machine, and no page of the web that a browser on it shows.
+
+use std::borrow::Cow;
 
 use async_trait::async_trait;
-use function_gateway::rest::{Anonymous, Authenticated, Authenticator};
-use function_gateway::{Error, ErrorKind, Principal, Result};
+use function_gateway_core::{Error, ErrorKind, Principal, Result};
 use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN, VIA};
 use http::request::Parts;
 use http::uri::Authority;
+
+use super::{Anonymous, Authenticated, Authenticator};
 
 /// From where the page is that makes a browser send a request (Fetch Metadata). Loopback addresses get it without TLS too.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -22,18 +25,46 @@ const PASSED_ON: [HeaderName; 6] = [
 
 const PAGES: &str = "without authentication, pages that are from elsewhere are not let in";
 
-/// Takes every request of this machine for one of the same principal.
+/// Takes every request of this machine for one of the same principal: for trials, with a server that listens on a loopback address.
 ///
-/// A gateway that listens on a loopback address can still be reached by any page that a browser on this machine shows: by the
+/// It does not look at who is connected, which the server's address has to say. Such a gateway that listens on a loopback address can still be reached by any page that a browser on this machine shows: by the
 /// address itself, or by a name of the page's own that it has lead here (DNS rebinding). The second is told by `Host`, the first
 /// by `Origin` and, where a page makes the browser send none (an image, a script, a link), by `Sec-Fetch-Site`. By a proxy on this
 /// machine it can be reached from everywhere, which the headers tell that proxies set.
-#[derive(Debug)]
-pub(crate) struct ThisMachine(Anonymous);
+/// All of these are refused with [`ErrorKind::PermissionDenied`].
+#[derive(Debug, Clone)]
+pub struct ThisMachine {
+    caller: Anonymous,
+    advice: Cow<'static, str>,
+}
 
 impl ThisMachine {
-    pub(crate) fn new(principal: Principal) -> Self {
-        Self(Anonymous::new(principal))
+    /// Every request of this machine is this principal's.
+    #[must_use]
+    pub fn new(principal: Principal) -> Self {
+        Self { caller: Anonymous::new(principal), advice: "have callers show a credential, such as an API key".into() }
+    }
+
+    /// Says in a refusal what whoever runs the server is to do for callers from elsewhere: "switch authentication on", say.
+    #[must_use]
+    pub fn with_advice(mut self, advice: impl Into<Cow<'static, str>>) -> Self {
+        self.advice = advice.into();
+        self
+    }
+
+    /// Whether a host as it stands in a URL is this machine, by whichever name.
+    ///
+    /// ```
+    /// use function_gateway_rest::ThisMachine;
+    ///
+    /// assert!(["localhost", "127.0.0.1", "[::1]"].into_iter().all(ThisMachine::is_named));
+    /// assert!(!ThisMachine::is_named("localhost.example.com"));
+    /// ```
+    #[must_use]
+    pub fn is_named(host: &str) -> bool {
+        let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        host.eq_ignore_ascii_case("localhost")
+            || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 }
 
@@ -42,21 +73,21 @@ impl Authenticator for ThisMachine {
     async fn authenticate(&self, request: &Parts) -> Result<Option<Authenticated>> {
         if let Some(header) = PASSED_ON.iter().find(|header| request.headers.contains_key(*header)) {
             let message = format!(
-                "without authentication, requests that come by a proxy, as `{header}` says of this one, are not let in; switch \
-                 authentication on, such as with --authentication api-keys"
+                "without authentication, requests that come by a proxy, as `{header}` says of this one, are not let in; {}",
+                self.advice
             );
             return Err(Error::new(ErrorKind::PermissionDenied, message));
         }
         let named: Option<Authority> =
             request.uri.authority().cloned().or_else(|| text(&request.headers, HOST)?.parse().ok());
-        if !named.as_ref().is_some_and(|named| is_this_machine(named.host())) {
+        if !named.as_ref().is_some_and(|named| Self::is_named(named.host())) {
             let message = "without authentication, requests have to be for localhost, 127.0.0.1 or [::1]";
             return Err(Error::new(ErrorKind::PermissionDenied, message));
         }
         if let Some(origin) = text(&request.headers, ORIGIN) {
             let authority: Option<Authority> =
                 origin.split_once("://").and_then(|(_, authority)| authority.parse().ok());
-            if !authority.is_some_and(|authority| is_this_machine(authority.host())) {
+            if !authority.is_some_and(|authority| Self::is_named(authority.host())) {
                 return Err(Error::new(ErrorKind::PermissionDenied, PAGES));
             }
         }
@@ -64,19 +95,12 @@ impl Authenticator for ThisMachine {
         if text(&request.headers, SEC_FETCH_SITE).is_some_and(|site| !matches!(site, "none" | "same-origin")) {
             return Err(Error::new(ErrorKind::PermissionDenied, PAGES));
         }
-        self.0.authenticate(request).await
+        self.caller.authenticate(request).await
     }
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
-}
-
-/// Whether a host as it stands in a URL is this machine, by whichever name.
-pub(crate) fn is_this_machine(host: &str) -> bool {
-    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host.eq_ignore_ascii_case("localhost")
-        || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

@@ -6,21 +6,30 @@ use std::{io, thread};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-use crate::exit::{Exit, Failure, Result};
-
-/// They end when this is dropped.
-pub(crate) struct Threads(Vec<(Handle, oneshot::Sender<()>)>);
+/// Threads with a runtime each, for [`ServeOptions::runtimes`](super::ServeOptions::runtimes). They end when this is dropped, which
+/// is to be after the gateway was shut down.
+#[derive(Debug)]
+pub struct Threads(Vec<(Handle, oneshot::Sender<()>)>);
 
 impl Threads {
-    /// Starts so many, or one for each processor.
-    pub(crate) fn start(count: Option<NonZeroUsize>) -> Result<Self> {
-        let count = count.map_or_else(thread::available_parallelism, Ok).unwrap_or(NonZeroUsize::MIN);
-        let started: io::Result<_> = (0..count.get()).map(start).collect();
-        let failed = |error| Failure::new(Exit::GatewayFailed, format!("can't start {count} threads: {error}"));
-        started.map(Self).map_err(failed)
+    /// Starts one for each processor that this process may use.
+    ///
+    /// # Errors
+    /// Where a thread or its runtime can't be started; those before it end.
+    pub fn for_each_processor() -> io::Result<Self> {
+        Self::start(thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
     }
 
-    pub(crate) fn runtimes(&self) -> impl Iterator<Item = Handle> {
+    /// Starts so many.
+    ///
+    /// # Errors
+    /// As [`for_each_processor`](Self::for_each_processor).
+    pub fn start(count: NonZeroUsize) -> io::Result<Self> {
+        (0..count.get()).map(start).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// Their runtimes.
+    pub fn runtimes(&self) -> impl Iterator<Item = Handle> {
         self.0.iter().map(|(runtime, _)| runtime.clone())
     }
 }

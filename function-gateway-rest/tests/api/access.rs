@@ -3,20 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use function_gateway_core::store::memory::MemoryStore;
-use function_gateway_core::store::{ApiKeyStore, Durability, FunctionStore, InvocationStore, Lease};
-use function_gateway_core::{
-    ApiKey, ApiKeyId, AuditEvent, AuditFilter, AuditLog, Error, ErrorKind, Function, FunctionFilter, FunctionId,
-    FunctionKey, FunctionStatus, Gateway, GatewayBuilder, GatewayId, Generation, InvocationId, InvocationRecord, Page,
-    PageRequest, Principal, RecordFilter, Result, Retention, Revision, Statistics, StatisticsQuery, TenantId,
-    Timestamp, Version,
-};
+use function_gateway_core::{Gateway, GatewayId, Principal};
 use function_gateway_rest::{Anonymous, RestApiBuilder};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::common::{Panics, Server, Setup, header, json_of, key, problem};
+use crate::common::{Panics, Server, Setup, anonymous, json_of, key, problem};
 
 #[tokio::test]
 async fn a_key_is_made_shown_once_and_revoked() {
@@ -172,10 +165,6 @@ async fn keys_are_listed_part_by_part() {
 }
 
 /// A principal that may do everything, whoever asks.
-fn anonymous() -> Anonymous {
-    let admin = Principal::new("acme".parse().unwrap(), "ada".parse().unwrap());
-    Anonymous::new(admin.with_scope("admin"))
-}
 
 #[tokio::test]
 async fn who_bears_the_name_of_the_caller_makes_no_key_of_that_name() {
@@ -212,179 +201,6 @@ async fn a_gateway_without_a_store_for_keys_says_so() {
     }
     let me = request(Method::GET, "/v1/me").send().await.unwrap();
     assert_eq!(json_of(me, StatusCode::OK).await["scopes"], json!(["admin"]));
-}
-
-/// Keys and audit events that can't be read now.
-#[derive(Debug)]
-struct Broken;
-
-fn broken<T>() -> Result<T> {
-    Err(Error::new(ErrorKind::Store, "the disk is full").with_detail("/dev/sda1"))
-}
-
-#[async_trait]
-impl ApiKeyStore for Broken {
-    async fn add_key(&self, _: &ApiKey) -> Result<()> {
-        broken()
-    }
-
-    async fn find_key(&self, _: ApiKeyId) -> Result<Option<Arc<ApiKey>>> {
-        broken()
-    }
-
-    async fn keys(&self, _: &TenantId, _: &PageRequest) -> Result<Page<Arc<ApiKey>>> {
-        broken()
-    }
-
-    async fn revoke_key(&self, _: &TenantId, _: ApiKeyId, _: Timestamp) -> Result<Arc<ApiKey>> {
-        broken()
-    }
-}
-
-#[async_trait]
-impl AuditLog for Broken {
-    async fn append(&self, _: AuditEvent) -> Result<()> {
-        broken()
-    }
-
-    async fn list(&self, _: &TenantId, _: &AuditFilter, _: &PageRequest) -> Result<Page<Arc<AuditEvent>>> {
-        broken()
-    }
-
-    async fn retain(&self, _: &Retention, _: Timestamp, _: usize) -> Result<u64> {
-        broken()
-    }
-}
-
-#[async_trait]
-impl InvocationStore for Broken {
-    async fn begin(&self, _: Arc<InvocationRecord>) -> Result<()> {
-        broken()
-    }
-
-    async fn finish(&self, _: Arc<InvocationRecord>, _: Durability) -> Result<()> {
-        broken()
-    }
-
-    async fn flush(&self) -> Result<()> {
-        broken()
-    }
-
-    async fn get(&self, _: &TenantId, _: InvocationId) -> Result<Option<Arc<InvocationRecord>>> {
-        broken()
-    }
-
-    async fn list(&self, _: &TenantId, _: &RecordFilter, _: &PageRequest) -> Result<Page<Arc<InvocationRecord>>> {
-        broken()
-    }
-
-    async fn statistics(&self, _: &TenantId, _: &StatisticsQuery) -> Result<Statistics> {
-        broken()
-    }
-
-    async fn retain(&self, _: &Retention, _: Timestamp, _: usize) -> Result<u64> {
-        broken()
-    }
-}
-
-#[async_trait]
-impl FunctionStore for Broken {
-    async fn gateway_id(&self) -> Result<GatewayId> {
-        Ok(GatewayId::generate())
-    }
-
-    async fn create(&self, _: &Function, _: &Revision) -> Result<()> {
-        broken()
-    }
-
-    async fn get(&self, _: &FunctionKey) -> Result<Option<Arc<Function>>> {
-        broken()
-    }
-
-    async fn update(&self, _: &Function, _: Version, _: Option<&Revision>) -> Result<Arc<Function>> {
-        broken()
-    }
-
-    async fn list(&self, _: &TenantId, _: &FunctionFilter, _: &PageRequest) -> Result<Page<Arc<Function>>> {
-        broken()
-    }
-
-    async fn revision(&self, _: &TenantId, _: FunctionId, _: Generation) -> Result<Option<Arc<Revision>>> {
-        broken()
-    }
-
-    async fn revisions(&self, _: &TenantId, _: FunctionId, _: &PageRequest) -> Result<Page<Arc<Revision>>> {
-        broken()
-    }
-
-    async fn acquire_lease(&self, _: &FunctionKey, _: Duration) -> Result<Option<Lease>> {
-        broken()
-    }
-
-    async fn renew_lease(&self, _: &Lease, _: Duration) -> Result<()> {
-        broken()
-    }
-
-    async fn release_lease(&self, _: &Lease) -> Result<()> {
-        broken()
-    }
-
-    async fn update_status(&self, _: &Lease, _: Version, _: &FunctionStatus) -> Result<Arc<Function>> {
-        broken()
-    }
-
-    async fn delete(&self, _: &Lease, _: Version) -> Result<()> {
-        broken()
-    }
-
-    async fn scan_due(&self, _: Timestamp, _: usize) -> Result<Vec<FunctionKey>> {
-        broken()
-    }
-
-    async fn find(&self, _: FunctionId) -> Result<Option<Arc<Function>>> {
-        broken()
-    }
-
-    async fn scan_all(&self, _: &PageRequest) -> Result<Page<Arc<Function>>> {
-        broken()
-    }
-}
-
-#[tokio::test]
-async fn a_store_that_fails_is_a_problem_that_tells_nothing_of_it() {
-    let failing = |builder: GatewayBuilder| {
-        let broken = Arc::new(Broken);
-        let builder = builder.api_key_store(broken.clone()).audit_log(broken.clone());
-        builder.function_store(broken.clone()).invocation_store(broken)
-    };
-    let setup = Setup {
-        gateway: Box::new(failing),
-        api: Box::new(|builder| builder.authenticator(anonymous())),
-        keys: false,
-        ..Setup::default()
-    };
-    let server = Server::with(setup).await;
-    for (method, path) in [
-        (Method::GET, "/v1/functions"),
-        (Method::GET, "/v1/functions/echo"),
-        (Method::DELETE, "/v1/functions/echo"),
-        (Method::POST, "/v1/functions/echo/invocations"),
-        (Method::GET, "/v1/keys"),
-        (Method::DELETE, "/v1/keys/0190a5e4-0000-7000-8000-000000000001"),
-        (Method::GET, "/v1/audit"),
-        (Method::GET, "/v1/executions"),
-        (Method::GET, "/v1/executions/0190a5e4-0000-7000-8000-000000000001"),
-        (Method::GET, "/v1/statistics"),
-    ] {
-        let refused = server.client.request(method.clone(), server.url(path)).send().await.unwrap();
-        assert_eq!(header(&refused, "retry-after"), "1", "{method} {path}");
-        let refused = problem(refused, 503, "store").await;
-        assert!(!refused.to_string().contains("sda1"), "{refused}");
-    }
-    // A credential that can't be looked up is not taken for one that is not valid.
-    let key = format!("fgk_{}_{}", "0".repeat(32), "A".repeat(43));
-    let unknown = server.as_who(&key, Method::GET, "/v1/me").send().await.unwrap();
-    problem(unknown, 503, "store").await;
 }
 
 #[tokio::test]

@@ -7,13 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use function_gateway_core::store::memory::MemoryStore;
 use function_gateway_core::{
-    AccessManager as _, CallContext, Gateway, GatewayBuilder, GatewayId, InvokeResponse, NewApiKey, Principal,
-    ScopeAuthorizer, TenantId,
+    AccessManager as _, CallContext, Error, ErrorKind, Gateway, GatewayBuilder, GatewayConfig, GatewayId,
+    InvokeResponse, NewApiKey, Principal, ScopeAuthorizer, TenantId,
 };
 use function_gateway_events::EventBroker;
 use function_gateway_rest::serve::{ServeOptions, serve};
 use function_gateway_rest::{
-    ApiKeyAuthenticator, Authenticated, Authenticator, MintedKey, RestApi, RestApiBuilder, RestOptions,
+    Anonymous, ApiKeyAuthenticator, Authenticated, Authenticator, MintedKey, RestApi, RestApiBuilder, RestOptions,
 };
 use function_gateway_testkit::{Engine, Gate, Handler, ScriptedDriver};
 use function_gateway_validation::Validation;
@@ -50,7 +50,8 @@ pub(crate) struct Setup {
     /// Unless set, with [`THREADS`].
     pub(crate) serve: ServeOptions,
     pub(crate) below: &'static str,
-    pub(crate) events: bool,
+    /// What takes events, with the gateway and the store that it has unless set otherwise.
+    pub(crate) events: Box<dyn FnOnce(Gateway, Arc<MemoryStore>) -> Option<EventBroker>>,
     /// Whether the gateway keeps API keys. Without, there is no `admin`.
     pub(crate) keys: bool,
 }
@@ -63,7 +64,7 @@ impl Default for Setup {
             host: Box::new(|router| router),
             serve: ServeOptions::default().with_runtimes(THREADS.clone()),
             below: "",
-            events: true,
+            events: Box::new(|gateway, store| Some(EventBroker::new(gateway, store))),
             keys: true,
         }
     }
@@ -89,7 +90,10 @@ impl Server {
             .authorizer(Arc::new(ScopeAuthorizer));
         let gateway = (setup.gateway)(builder).build().await.unwrap();
         let api = RestApi::builder(gateway.clone()).authenticator(ApiKeyAuthenticator::new(gateway.clone()));
-        let api = if setup.events { api.events(EventBroker::new(gateway.clone(), store)) } else { api };
+        let api = match (setup.events)(gateway.clone(), store) {
+            Some(broker) => api.events(broker),
+            None => api,
+        };
         let router = (setup.api)(api).build().unwrap().router();
         let router = match setup.below {
             "" => router,
@@ -185,6 +189,16 @@ impl Server {
     }
 }
 
+/// Of a gateway with other settings.
+pub(crate) fn with_config(change: impl FnOnce(&mut GatewayConfig) + 'static) -> Setup {
+    let config = |builder: GatewayBuilder| {
+        let mut config = GatewayConfig::default();
+        change(&mut config);
+        builder.config(config)
+    };
+    Setup { gateway: Box::new(config), ..Setup::default() }
+}
+
 pub(crate) fn spec() -> Value {
     json!({"driver": "scripted", "run": {"custom": {"kind": "echo"}}})
 }
@@ -234,6 +248,25 @@ pub(crate) async fn problem(response: Response, status: u16, code: &str) -> Valu
         assert!(problem[field].as_str().is_some_and(|text| !text.is_empty()), "{field} of {problem}");
     }
     problem
+}
+
+/// A principal that may do everything, whoever asks.
+pub(crate) fn anonymous() -> Anonymous {
+    let admin = Principal::new("acme".parse().unwrap(), "ada".parse().unwrap());
+    Anonymous::new(admin.with_scope("admin"))
+}
+
+/// What a store says that can keep and read nothing now.
+pub(crate) fn broken<T>() -> function_gateway_core::Result<T> {
+    Err(Error::new(ErrorKind::Store, "the disk is full").with_detail("/dev/sda1"))
+}
+
+/// Who sends a request that a [`broken`] store fails is told that, and when to come again, and no more of the store.
+pub(crate) async fn store_fails(request: RequestBuilder) {
+    let refused = request.send().await.unwrap();
+    assert_eq!(header(&refused, "retry-after"), "1", "{refused:?}");
+    let refused = problem(refused, 503, "store").await;
+    assert!(!refused.to_string().contains("sda1"), "{refused}");
 }
 
 /// The executions that have ended so.

@@ -1,14 +1,20 @@
 //! Events over HTTP, and the subscriptions that lead from them to functions.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use function_gateway_core::WorkerConfig;
+use async_trait::async_trait;
+use function_gateway_core::store::memory::MemoryStore;
+use function_gateway_core::{
+    DocumentStore, Gateway, Page, PageRequest, Result, StoredDocument, TenantId, Version, WorkerConfig,
+};
+use function_gateway_events::{BrokerConfig, EventBroker};
 use function_gateway_rest::RestOptions;
 use function_gateway_testkit::Handler;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::common::{Server, Setup, header, json_of, key, problem};
+use crate::common::{Server, Setup, broken, header, json_of, key, problem, store_fails, with_config};
 
 async fn server() -> Server {
     let server = Server::start().await;
@@ -126,6 +132,88 @@ async fn a_subscription_is_read_replaced_and_deleted() {
     problem(delete(&etag).send().await.unwrap(), 412, "precondition_failed").await;
 }
 
+/// A server whose broker is of a test's own.
+async fn with_broker(broker: impl FnOnce(Gateway, Arc<MemoryStore>) -> EventBroker + 'static) -> Server {
+    let events = |gateway, store| Some(broker(gateway, store));
+    Server::with(Setup { events: Box::new(events), ..Setup::default() }).await
+}
+
+#[tokio::test]
+async fn a_tenant_has_no_more_subscriptions_than_it_may() {
+    let server = with_broker(|gateway, store| {
+        let mut config = BrokerConfig::default();
+        config.max_subscriptions = 1;
+        EventBroker::with_config(gateway, store, config)
+    })
+    .await;
+    subscribe(&server, "first", json!({"functions": ["f"]})).await;
+    let second = json!({"name": "second", "spec": {"functions": ["f"]}});
+    let refused = server.post("/v1/subscriptions", &second).send().await.unwrap();
+    assert_eq!(header(&refused, "retry-after"), "1");
+    let refused = problem(refused, 429, "rate_limited").await;
+    assert_eq!(refused["context"]["limit"], "max_subscriptions");
+    let stranger = key(&server.gateway, "other", "eve", &["admin"]).await;
+    let of_another = server.as_who(&stranger, Method::POST, "/v1/subscriptions").json(&second).send().await.unwrap();
+    assert_eq!(of_another.status(), StatusCode::CREATED);
+    let deleted = server.request(Method::DELETE, "/v1/subscriptions/first").send().await.unwrap();
+    assert_eq!(deleted.status(), StatusCode::NO_CONTENT);
+    subscribe(&server, "second", json!({"functions": ["f"]})).await;
+}
+
+/// Documents each of which somebody else writes between its read and its change.
+#[derive(Debug)]
+struct Contended(Arc<MemoryStore>);
+
+impl Contended {
+    async fn write_before(&self, tenant: &TenantId, kind: &str, name: &str) -> Result<()> {
+        if let Some(known) = self.0.document(tenant, kind, name).await? {
+            self.0.put_document(&known, Some(known.version)).await?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl DocumentStore for Contended {
+    async fn put_document(&self, document: &StoredDocument, expected: Option<Version>) -> Result<StoredDocument> {
+        self.write_before(&document.tenant, &document.kind, &document.name).await?;
+        self.0.put_document(document, expected).await
+    }
+
+    async fn document(&self, tenant: &TenantId, kind: &str, name: &str) -> Result<Option<StoredDocument>> {
+        self.0.document(tenant, kind, name).await
+    }
+
+    async fn documents(&self, tenant: &TenantId, kind: &str, page: &PageRequest) -> Result<Page<StoredDocument>> {
+        self.0.documents(tenant, kind, page).await
+    }
+
+    async fn delete_document(
+        &self,
+        tenant: &TenantId,
+        kind: &str,
+        name: &str,
+        expected: Option<Version>,
+    ) -> Result<()> {
+        self.write_before(tenant, kind, name).await?;
+        self.0.delete_document(tenant, kind, name, expected).await
+    }
+}
+
+#[tokio::test]
+async fn who_changes_a_subscription_after_somebody_else_is_told_so() {
+    let server = with_broker(|gateway, store| EventBroker::new(gateway, Arc::new(Contended(store)))).await;
+    let path = "/v1/subscriptions/s";
+    let created = subscribe(&server, "s", json!({"functions": ["f"]})).await;
+    for change in
+        [server.request(Method::PUT, path).json(&json!({"functions": ["g"]})), server.request(Method::DELETE, path)]
+    {
+        problem(change.send().await.unwrap(), 409, "conflict").await;
+        let kept = json_of(server.get(path).send().await.unwrap(), StatusCode::OK).await;
+        assert_eq!(kept["spec"], created["spec"]);
+    }
+}
+
 #[tokio::test]
 async fn a_bad_subscription_says_where() {
     let server = server().await;
@@ -182,10 +270,71 @@ async fn rights_are_asked_for() {
 }
 
 #[tokio::test]
+async fn an_event_that_leads_to_more_than_may_wait_is_refused() {
+    let server = Server::with(with_config(|config| config.queue.max_per_function = 1)).await;
+    server.create("f").await;
+    subscribe(&server, "s", json!({"functions": ["f"]})).await;
+    let first = published(binary(&server, "1", "{}")).await;
+    let full = binary(&server, "2", "{}").send().await.unwrap();
+    assert_eq!(header(&full, "retry-after"), "1");
+    let full = problem(full, 429, "rate_limited").await;
+    let context = &full["context"];
+    assert_eq!((&context["limit"], &context["subscription"]), (&json!("max_per_function"), &json!("s")));
+    // What was taken before needs no room.
+    let again = published(binary(&server, "1", "{}")).await;
+    assert_eq!((execution(&again), &again[0]["triggered"][0]["repeated"]), (execution(&first), &json!(true)));
+}
+
+/// One request for each operation on events and subscriptions.
+fn operations(server: &Server) -> [RequestBuilder; 6] {
+    let (path, spec) = ("/v1/subscriptions/s", json!({"functions": ["f"]}));
+    [
+        binary(server, "1", "{}"),
+        server.post("/v1/subscriptions", &json!({"name": "s", "spec": spec})),
+        server.get("/v1/subscriptions"),
+        server.get(path),
+        server.request(Method::PUT, path).json(&spec),
+        server.request(Method::DELETE, path),
+    ]
+}
+
+#[tokio::test]
 async fn a_gateway_that_takes_no_events_says_so() {
-    let server = Server::with(Setup { events: false, ..Setup::default() }).await;
-    problem(binary(&server, "1", "{}").send().await.unwrap(), 501, "unsupported").await;
-    problem(server.get("/v1/subscriptions").send().await.unwrap(), 501, "unsupported").await;
+    let server = Server::with(Setup { events: Box::new(|_, _| None), ..Setup::default() }).await;
+    for request in operations(&server) {
+        problem(request.send().await.unwrap(), 501, "unsupported").await;
+    }
+}
+
+/// Documents that can't be kept or read now.
+#[derive(Debug)]
+struct Broken;
+
+#[async_trait]
+impl DocumentStore for Broken {
+    async fn put_document(&self, _: &StoredDocument, _: Option<Version>) -> Result<StoredDocument> {
+        broken()
+    }
+
+    async fn document(&self, _: &TenantId, _: &str, _: &str) -> Result<Option<StoredDocument>> {
+        broken()
+    }
+
+    async fn documents(&self, _: &TenantId, _: &str, _: &PageRequest) -> Result<Page<StoredDocument>> {
+        broken()
+    }
+
+    async fn delete_document(&self, _: &TenantId, _: &str, _: &str, _: Option<Version>) -> Result<()> {
+        broken()
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_taken_while_subscriptions_can_not_be_read() {
+    let server = with_broker(|gateway, _| EventBroker::new(gateway, Arc::new(Broken))).await;
+    for request in operations(&server) {
+        store_fails(request).await;
+    }
 }
 
 #[tokio::test]

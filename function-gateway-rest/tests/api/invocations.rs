@@ -9,7 +9,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::common::{Server, Setup, executions, header, json_of, problem, remembering, until, waiting};
+use crate::common::{Server, Setup, executions, header, json_of, problem, remembering, until, waiting, with_config};
 
 #[tokio::test]
 async fn a_call_gets_the_functions_answer() {
@@ -275,13 +275,19 @@ async fn payloads_are_checked_with_and_without_a_call() {
     assert_eq!((&checked["valid"], &checked["violations"]), (&json!(false), &refused["violations"]));
     let fits = server.request(Method::POST, "/v1/functions/greet/validate").body("{\"name\": 1}").send().await.unwrap();
     assert_eq!(json_of(fits, StatusCode::OK).await["valid"], true);
-    let large =
-        problem(server.invoke("greet", Box::leak("x".repeat(101).into_boxed_str())).await, 413, "payload_too_large")
-            .await;
-    assert_eq!(large["context"]["limit_bytes"], "100");
-    problem(server.invoke("greet@9", "{}").await, 404, "not_found").await;
-    problem(server.invoke("greet:prod", "{}").await, 501, "unsupported").await;
-    problem(server.invoke("Greet", "{}").await, 400, "invalid_argument").await;
+    for route in ["invocations", "validate"] {
+        let send = async |name: &str, payload: String| {
+            let call = server.request(Method::POST, &format!("/v1/functions/{name}/{route}"));
+            call.body(payload).send().await.unwrap()
+        };
+        let large = problem(send("greet", "x".repeat(101)).await, 413, "payload_too_large").await;
+        assert_eq!(large["context"]["limit_bytes"], "100");
+        for (name, status, code) in
+            [("greet@9", 404, "not_found"), ("greet:prod", 501, "unsupported"), ("Greet", 400, "invalid_argument")]
+        {
+            problem(send(name, "{}".to_owned()).await, status, code).await;
+        }
+    }
 }
 
 #[tokio::test]
@@ -448,12 +454,8 @@ async fn an_answer_that_is_none_is_the_functions_fault() {
 
 #[tokio::test]
 async fn who_does_not_read_on_does_not_keep_a_function() {
-    let config = |builder: function_gateway_core::GatewayBuilder| {
-        let mut config = function_gateway_core::GatewayConfig::default();
-        config.max_reader_pause = std::time::Duration::from_millis(200);
-        builder.config(config)
-    };
-    let server = Server::with(Setup { gateway: Box::new(config), ..Setup::default() }).await;
+    let pause = std::time::Duration::from_millis(200);
+    let server = Server::with(with_config(move |config| config.max_reader_pause = pause)).await;
     server.create_with("stream", json!({"streaming": true})).await;
     let endless = Handler::new(async |_, _| {
         let chunk = Bytes::from(vec![b'x'; 64 * 1024]);

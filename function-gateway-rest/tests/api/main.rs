@@ -20,6 +20,8 @@ mod invocations;
 #[cfg(test)]
 mod malformed;
 #[cfg(test)]
+mod malformed_http2;
+#[cfg(test)]
 mod queue;
 #[cfg(test)]
 mod refusals;
@@ -29,3 +31,5 @@ mod runtimes;
 mod schemathesis;
 #[cfg(test)]
 mod serving;
+#[cfg(test)]
+mod stores;

@@ -15,7 +15,10 @@ use function_gateway_testkit::{Gate, Handler, Op};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::common::{LONG, Server, Setup, header, json_of, key, logging_at, problem, remembering, until, waiting};
+use crate::common::{
+    LONG, Server, Setup, broken, header, json_of, key, logging_at, problem, remembering, store_fails, until, waiting,
+    with_config,
+};
 
 fn workers(server: &Server) -> Workers {
     server.gateway.start_workers(WorkerConfig::default()).unwrap()
@@ -59,15 +62,6 @@ async fn dead_letters(server: &Server, query: &str) -> Value {
 
 fn ids(list: &Value) -> Vec<&str> {
     list["items"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap()).collect()
-}
-
-fn with_config(change: impl FnOnce(&mut GatewayConfig) + 'static) -> Setup {
-    let config = |builder: GatewayBuilder| {
-        let mut config = GatewayConfig::default();
-        change(&mut config);
-        builder.config(config)
-    };
-    Setup { gateway: Box::new(config), ..Setup::default() }
 }
 
 #[tokio::test]
@@ -168,6 +162,52 @@ async fn what_steers_the_gateway_does_not_reach_the_function() {
             assert!(!headers.contains_key(kept_back), "{kept_back}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_request_to_the_functions_own_url_is_executed_later_as_it_came() {
+    let server = Server::start().await;
+    server.create("web").await;
+    let (handler, seen) = remembering();
+    server.engine.on_invoke(handler);
+    let _workers = workers(&server);
+    for method in [Method::GET, Method::HEAD, Method::OPTIONS, Method::POST, Method::PUT, Method::PATCH, Method::DELETE]
+    {
+        for (below, expected) in [("", "?-"), ("/", "/?-"), ("/a%2Fb//c?x=%20&y", "/a%2Fb//c?x=%20&y")] {
+            let request = server.request(method.clone(), &format!("/v1/functions/web/submit/http{below}"));
+            let answer = request.send().await.unwrap();
+            assert_eq!(answer.status(), StatusCode::ACCEPTED, "{method} {below}");
+            assert_eq!(header(&answer, "x-function-answered-by"), "gateway");
+            // That to HEAD has no body to read it from.
+            ended(&server, header(&answer, "location")).await;
+            let lines: Vec<_> = seen.lock().unwrap().drain(..).map(|(line, _)| line).collect();
+            assert_eq!(lines, [format!("{method} {expected}")]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_can_not_be_for_later_is_refused_at_the_functions_own_url() {
+    let server = Server::with(with_config(|config| config.queue.max_payload_bytes = 100)).await;
+    server.create("web").await;
+    for below in ["", "/", "/x"] {
+        let path = format!("/v1/functions/web/submit/http{below}");
+        for method in [Method::TRACE, Method::from_bytes(b"PURGE").unwrap()] {
+            let refused = server.request(method, &path).send().await.unwrap();
+            let mut allowed: Vec<_> = header(&refused, "allow").split(',').map(str::trim).collect();
+            allowed.sort_unstable();
+            assert_eq!(allowed, ["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"]);
+            problem(refused, 405, "method_not_allowed").await;
+        }
+        // With and without a length that is told before.
+        let part: std::io::Result<_> = Ok("x".repeat(101));
+        let parts = reqwest::Body::wrap_stream(futures_util::stream::iter([part]));
+        for payload in [reqwest::Body::from("x".repeat(101)), parts] {
+            let large = server.request(Method::PUT, &path).body(payload).send().await.unwrap();
+            assert_eq!(problem(large, 413, "payload_too_large").await["context"]["limit_bytes"], "100");
+        }
+    }
+    assert_eq!(read(&server, "/v1/queue").await["open"], 0);
 }
 
 #[tokio::test]
@@ -369,17 +409,19 @@ async fn what_can_t_be_accepted_is_refused_at_the_door() {
     problem(late, 503, "shutting_down").await;
 }
 
-/// A queue that can't keep anything now.
+/// A queue that can't keep anything now, or does not say whether it does.
 #[derive(Debug, Default)]
-struct Broken(QueueNotifier);
-
-fn broken<T>() -> Result<T> {
-    Err(Error::new(ErrorKind::Store, "the disk is full").with_detail("/dev/sda1"))
+struct Broken {
+    hangs: bool,
+    notifier: QueueNotifier,
 }
 
 #[async_trait]
 impl InvocationQueue for Broken {
     async fn accept(&self, _: Acceptance) -> Result<Accepted> {
+        if self.hangs {
+            std::future::pending().await
+        }
         broken()
     }
 
@@ -437,12 +479,41 @@ impl InvocationQueue for Broken {
     }
 
     fn arrivals(&self) -> QueueSignal {
-        self.0.signal()
+        self.notifier.signal()
     }
 
     fn endings(&self) -> QueueSignal {
-        self.0.signal()
+        self.notifier.signal()
     }
+}
+
+/// One request for each operation that needs the queue, about an execution and the function `echo`, to which a subscription that
+/// it creates leads.
+async fn operations(server: &Server, id: &str) -> Vec<RequestBuilder> {
+    let subscription = json!({"name": "all", "spec": {"functions": ["echo"]}});
+    let subscribed = server.post("/v1/subscriptions", &subscription).send().await.unwrap();
+    assert_eq!(subscribed.status(), StatusCode::CREATED);
+    let event = json!({"specversion": "1.0", "id": "1", "source": "/shop", "type": "order.created"}).to_string();
+    let event = server.request(Method::POST, "/v1/events").body(event);
+    let (execution, letter) = (format!("/v1/executions/{id}"), format!("/v1/dead-letters/{id}"));
+    vec![
+        submission(server, "echo"),
+        call(server, "echo", "submit/http/"),
+        call(server, "echo", "invocations").header("prefer", "respond-async"),
+        call(server, "echo", "invocations").header("idempotency-key", "k"),
+        event.header("content-type", "application/cloudevents+json"),
+        server.get(&format!("{execution}/result")),
+        server.get(&format!("{execution}/queue")),
+        server.request(Method::POST, &format!("{execution}/cancel")),
+        server.get("/v1/dead-letters"),
+        server.get(&letter),
+        server.request(Method::POST, &format!("{letter}/redrive")),
+        server.request(Method::DELETE, &letter),
+        server.post("/v1/dead-letters/redrive", &json!({})),
+        server.post("/v1/dead-letters/purge", &json!({})),
+        server.get("/v1/queue"),
+        server.get("/v1/functions/echo/queue"),
+    ]
 }
 
 #[tokio::test]
@@ -450,21 +521,22 @@ async fn nothing_is_accepted_that_is_not_kept() {
     let broken = |builder: GatewayBuilder| builder.queue(Arc::new(Broken::default()));
     let server = Server::with(Setup { gateway: Box::new(broken), ..Setup::default() }).await;
     server.create("echo").await;
-    let requests = [
-        submission(&server, "echo"),
-        call(&server, "echo", "invocations").header("prefer", "respond-async"),
-        call(&server, "echo", "invocations").header("idempotency-key", "k"),
-        server.get("/v1/dead-letters"),
-        server.get("/v1/queue"),
-        server.post("/v1/dead-letters/redrive", &json!({})),
-    ];
-    for request in requests {
-        let refused = request.send().await.unwrap();
-        assert_eq!(header(&refused, "retry-after"), "1");
-        let refused = problem(refused, 503, "store").await;
-        assert!(!refused.to_string().contains("sda1"), "{refused}");
+    for request in operations(&server, "0190a5e4-0000-7000-8000-000000000001").await {
+        store_fails(request).await;
     }
     assert_eq!(server.engine.count(Op::Invoke), 0);
+}
+
+#[tokio::test]
+async fn a_queue_that_does_not_answer_in_the_callers_time_may_have_accepted() {
+    let hangs = |builder: GatewayBuilder| builder.queue(Arc::new(Broken { hangs: true, ..Broken::default() }));
+    let server = Server::with(Setup { gateway: Box::new(hangs), ..Setup::default() }).await;
+    server.create("echo").await;
+    let id = "0190a5e4-0000-7000-8000-000000000001";
+    let hasty = submission(&server, "echo").header("x-function-timeout-ms", "50");
+    let late = hasty.header("x-function-invocation-id", id).send().await.unwrap();
+    let late = problem(late, 504, "deadline_exceeded").await;
+    assert_eq!((&late["delivery"], &late["context"]["invocation"]), (&json!("unknown"), &json!(id)));
 }
 
 #[tokio::test]
@@ -478,22 +550,8 @@ async fn a_gateway_without_a_queue_says_so() {
         server.get(&format!("/v1/executions/{id}")).send().await.unwrap().status() == StatusCode::OK
     })
     .await;
-    let requests = [
-        submission(&server, "echo"),
-        call(&server, "echo", "invocations").header("idempotency-key", "k"),
-        server.get(&format!("/v1/executions/{id}?wait_ms=1")),
-        server.get(&format!("/v1/executions/{id}/result")),
-        server.get(&format!("/v1/executions/{id}/queue")),
-        server.request(Method::POST, &format!("/v1/executions/{id}/cancel")),
-        server.get("/v1/dead-letters"),
-        server.get(&format!("/v1/dead-letters/{id}")),
-        server.request(Method::POST, &format!("/v1/dead-letters/{id}/redrive")),
-        server.request(Method::DELETE, &format!("/v1/dead-letters/{id}")),
-        server.post("/v1/dead-letters/redrive", &json!({})),
-        server.post("/v1/dead-letters/purge", &json!({})),
-        server.get("/v1/queue"),
-        server.get("/v1/functions/echo/queue"),
-    ];
+    let mut requests = operations(&server, &id).await;
+    requests.push(server.get(&format!("/v1/executions/{id}?wait_ms=1")));
     for request in requests {
         problem(request.send().await.unwrap(), 501, "unsupported").await;
     }
@@ -645,6 +703,25 @@ async fn a_dead_letter_is_redriven_or_purged() {
     let actions: Vec<_> =
         audit["items"].as_array().unwrap().iter().map(|event| event["action"].as_str().unwrap()).collect();
     assert_eq!(actions[..2], ["purge", "redrive"]);
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_not_redriven_into_a_queue_that_is_full() {
+    let server = Server::with(with_config(|config| config.queue.max_per_function = 1)).await;
+    server.create("bad").await;
+    server.engine.on_invoke(Handler::failing("bad luck"));
+    let workers = workers(&server);
+    let dead = done(&server, "bad", "x").await;
+    let letter = format!("/v1/dead-letters/{}", dead["id"].as_str().unwrap());
+    workers.drain().await;
+    submitted(&server, "bad", "waits").await;
+    let full = server.request(Method::POST, &format!("{letter}/redrive")).send().await.unwrap();
+    assert_eq!(header(&full, "retry-after"), "1");
+    assert_eq!(problem(full, 429, "rate_limited").await["context"]["limit"], "max_per_function");
+    let many = server.post("/v1/dead-letters/redrive", &json!({})).send().await.unwrap();
+    let many = json_of(many, StatusCode::OK).await;
+    assert_eq!((&many["redriven"], &many["failed"][0]["code"]), (&json!([]), &json!("rate_limited")));
+    assert_eq!(read(&server, &letter).await["state"], "dead");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::thread;
 
 use axum::Router;
-use function_gateway_rest::serve::{ServeOptions, serve};
+use function_gateway_rest::serve::{ServeOptions, Threads, serve};
 use reqwest::Client;
 use tokio::net::TcpListener;
 
@@ -50,6 +50,20 @@ async fn connections_are_spread_over_the_runtimes_and_stay_where_they_are() {
     for (client, place) in clients.iter().zip(&places) {
         assert_eq!(served_by(client, address).await, *place);
     }
+}
+
+#[tokio::test]
+async fn threads_serve_until_they_are_dropped() {
+    let threads = Threads::start(2.try_into().unwrap()).unwrap();
+    let address = serving(ServeOptions::default().with_runtimes(threads.runtimes())).await;
+    let (first, second) = (client(), client());
+    let mut places = [served_by(&first, address).await, served_by(&second, address).await];
+    places.sort();
+    assert_eq!(places, ["serve-0", "serve-1"]);
+    let runtime = threads.runtimes().next().unwrap();
+    drop(threads);
+    let goes_on = runtime.spawn(std::future::pending::<()>());
+    assert!(tokio::time::timeout(LONG, goes_on).await.unwrap().unwrap_err().is_cancelled());
 }
 
 #[tokio::test]

@@ -184,11 +184,38 @@ async fn an_upload_that_stands_still_is_given_up() {
     let options = RestOptions::default().with_upload_idle_timeout(Duration::from_millis(50));
     let server = Server::with_options(options).await;
     server.create("echo").await;
-    for path in ["/v1/functions", "/v1/functions/echo/invocations"] {
-        let answer = server.send_half("POST", path, "application/json").await;
-        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
-        assert!(answer.contains("request_timeout"), "{answer}");
+    for below in ["", "/echo/invocations", "/echo/http/", "/echo/submit", "/echo/submit/http/", "/echo/validate"] {
+        let answer = server.send_half("POST", &format!("/v1/functions{below}"), "application/json").await;
+        assert!(answer.starts_with("HTTP/1.1 408"), "{below}: {answer}");
+        assert!(answer.contains("request_timeout"), "{below}: {answer}");
     }
+    assert_eq!(server.engine.count(Op::Invoke), 0);
+}
+
+#[tokio::test]
+async fn an_upload_that_takes_longer_than_there_is_time_for_the_call_is_given_up() {
+    let server = Server::start().await;
+    server.create("echo").await;
+    server.create_with("brief", json!({"timeouts": {"total_ms": 50}})).await;
+    let call = |path: &str| server.request(Method::POST, &format!("/v1/functions/{path}"));
+    let hasty = |path: &str| call(path).header("x-function-timeout-ms", "50");
+    for request in [
+        hasty("echo/invocations"),
+        hasty("echo/invocations").header("prefer", "respond-async"),
+        hasty("echo/invocations").header("idempotency-key", "k"),
+        hasty("echo/submit"),
+        hasty("echo/submit/http/"),
+        call("brief/invocations"),
+        call("brief/submit"),
+        call("brief/validate"),
+    ] {
+        let never = futures_util::stream::pending::<std::io::Result<&'static str>>();
+        let late = request.body(reqwest::Body::wrap_stream(never)).send().await.unwrap();
+        let late = problem(late, 504, "deadline_exceeded").await;
+        assert_eq!((&late["context"]["timeout"], &late["delivery"]), (&json!("total"), &json!("not_sent")));
+    }
+    assert_eq!(server.engine.count(Op::Invoke), 0);
+    assert_eq!(json_of(server.get("/v1/queue").send().await.unwrap(), StatusCode::OK).await["open"], 0);
 }
 
 #[tokio::test]

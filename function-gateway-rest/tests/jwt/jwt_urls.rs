@@ -14,7 +14,7 @@ use wiremock::{Mock, MockServer, ResponseTemplate};
 use crate::kit::*;
 
 /// Answers with these keys from now on.
-async fn serve<'a>(server: &MockServer, signers: impl IntoIterator<Item = (&'a Signer, &'a str)>) {
+pub(crate) async fn serve<'a>(server: &MockServer, signers: impl IntoIterator<Item = (&'a Signer, &'a str)>) {
     answer(
         server,
         ResponseTemplate::new(200).set_body_string(jwks(signers.into_iter().map(|(key, kid)| key.jwk(kid)))),
@@ -22,7 +22,7 @@ async fn serve<'a>(server: &MockServer, signers: impl IntoIterator<Item = (&'a S
     .await;
 }
 
-async fn answer(server: &MockServer, answer: ResponseTemplate) {
+pub(crate) async fn answer(server: &MockServer, answer: ResponseTemplate) {
     server.reset().await;
     Mock::given(method("GET")).and(path("/jwks")).respond_with(answer).mount(server).await;
 }
@@ -32,7 +32,7 @@ async fn requests(server: &MockServer) -> usize {
     server.received_requests().await.unwrap().len()
 }
 
-fn keys(server: &MockServer) -> JwtKeys {
+pub(crate) fn keys(server: &MockServer) -> JwtKeys {
     JwtKeys::from_url(&format!("{}/jwks", server.uri())).unwrap()
 }
 
