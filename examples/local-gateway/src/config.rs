@@ -102,6 +102,8 @@ impl Cors {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Limits {
     pub(crate) max_connections: usize,
+    pub(crate) max_streams: u32,
+    pub(crate) max_header_bytes: usize,
     pub(crate) max_document_bytes: u64,
     pub(crate) max_request_bytes: u64,
     pub(crate) max_response_bytes: u64,
@@ -109,7 +111,13 @@ pub(crate) struct Limits {
     pub(crate) max_queued: u32,
     pub(crate) total_timeout_ms: u64,
     pub(crate) idle_timeout_ms: u64,
+    pub(crate) header_timeout_ms: u64,
+    pub(crate) document_timeout_ms: u64,
     pub(crate) upload_idle_timeout_ms: u64,
+    pub(crate) reader_pause_ms: u64,
+    pub(crate) write_timeout_ms: u64,
+    pub(crate) manage_wait_ms: u64,
+    pub(crate) driver_timeout_ms: u64,
     pub(crate) ready_timeout_ms: u64,
     pub(crate) shutdown_grace_ms: u64,
 }

@@ -61,10 +61,7 @@ pub(crate) async fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
     let threads = config.threads.map_or_else(Threads::for_each_processor, Threads::start);
     let threads =
         threads.map_err(|error| Failure::new(Exit::GatewayFailed, format!("can't start the threads: {error}")))?;
-    let options = ServeOptions::default()
-        .with_max_connections(config.limits.max_connections)
-        .with_grace(grace)
-        .with_runtimes(threads.runtimes());
+    let options = serve_options(config).with_runtimes(threads.runtimes());
     let serving = async {
         let served = serve(listener, api.router(), options, stop.cancelled()).await;
         stop.cancel();
@@ -82,6 +79,29 @@ pub(crate) async fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
     served.and(drained)?;
     tracing::info!("stopped");
     Ok(())
+}
+
+fn serve_options(config: &Config) -> ServeOptions {
+    let limits = &config.limits;
+    ServeOptions::default()
+        .with_max_connections(limits.max_connections)
+        .with_max_streams(limits.max_streams)
+        .with_max_header_bytes(limits.max_header_bytes)
+        .with_header_timeout(Duration::from_millis(limits.header_timeout_ms))
+        .with_write_timeout(Duration::from_millis(limits.write_timeout_ms))
+        .with_grace(Duration::from_millis(limits.shutdown_grace_ms))
+}
+
+fn rest_options(config: &Config) -> Result<RestOptions> {
+    let limits = &config.limits;
+    let options = RestOptions::default()
+        .with_max_document_bytes(limits.max_document_bytes)
+        .with_document_timeout(Duration::from_millis(limits.document_timeout_ms))
+        .with_upload_idle_timeout(Duration::from_millis(limits.upload_idle_timeout_ms));
+    Ok(match config.cors.allowed()? {
+        Some(cors) => options.with_cors(cors),
+        None => options,
+    })
 }
 
 async fn gateway(config: &Config, store: SqlStore) -> Result<Gateway> {
@@ -134,6 +154,9 @@ fn gateway_config(config: &Config) -> GatewayConfig {
     gateway.max_queued = limits.max_queued;
     gateway.default_total_timeout = Duration::from_millis(limits.total_timeout_ms);
     gateway.default_idle_timeout = Duration::from_millis(limits.idle_timeout_ms);
+    gateway.max_reader_pause = Duration::from_millis(limits.reader_pause_ms);
+    gateway.default_manage_wait = Duration::from_millis(limits.manage_wait_ms);
+    gateway.driver_timeout = Duration::from_millis(limits.driver_timeout_ms);
     gateway.default_ready_timeout = Duration::from_millis(limits.ready_timeout_ms);
     gateway.queue.max_per_function = queue.max_per_function;
     gateway.queue.max_per_tenant = queue.max_per_tenant;
@@ -231,13 +254,10 @@ fn api(
     tokens: Option<JwtAuthenticator>,
     metrics: PrometheusHandle,
 ) -> Result<RestApi> {
-    let mut options = RestOptions::default()
-        .with_max_document_bytes(config.limits.max_document_bytes)
-        .with_upload_idle_timeout(Duration::from_millis(config.limits.upload_idle_timeout_ms));
-    if let Some(cors) = config.cors.allowed()? {
-        options = options.with_cors(cors);
-    }
-    let mut api = RestApi::builder(gateway.clone()).options(options).events(broker).metrics(move || metrics.render());
+    let mut api = RestApi::builder(gateway.clone())
+        .options(rest_options(config)?)
+        .events(broker)
+        .metrics(move || metrics.render());
     let modes = &config.authentication.modes;
     if modes.contains(&Mode::None) {
         let advice = "switch authentication on, such as with --authentication api-keys";
@@ -356,12 +376,22 @@ mod tests {
         let ours: Config = settings::defaults();
         assert_eq!(format!("{:?}", gateway_config(&ours)), format!("{:?}", GatewayConfig::default()));
         assert_eq!(worker_config(&ours.workers), WorkerConfig::default());
-        let options = RestOptions::default();
-        assert_eq!(ours.limits.max_document_bytes, options.max_document_bytes);
-        assert_eq!(Duration::from_millis(ours.limits.upload_idle_timeout_ms), options.upload_idle_timeout);
-        let options = ServeOptions::default();
-        assert_eq!(ours.limits.max_connections, options.max_connections);
-        assert_eq!(Duration::from_millis(ours.limits.shutdown_grace_ms), options.grace);
+        assert_eq!(format!("{:?}", rest_options(&ours).unwrap()), format!("{:?}", RestOptions::default()));
+        assert_eq!(format!("{:?}", serve_options(&ours)), format!("{:?}", ServeOptions::default()));
+    }
+
+    #[test]
+    fn each_limit_is_one_of_the_library() {
+        let shown = |config: &Config| {
+            let (rest, serve) = (rest_options(config).unwrap(), serve_options(config));
+            format!("{:?}{rest:?}{serve:?}", gateway_config(config))
+        };
+        for limit in settings::of("limits") {
+            let set = shown(&settings::with(limit, "123456"));
+            // As a number, or as milliseconds.
+            let holds = set.contains(": 123456,") || set.contains(": 123.456s,");
+            assert!(holds, "{limit}: {set}");
+        }
     }
 
     #[test]

@@ -57,6 +57,8 @@ const SETTINGS: &[Setting] = &[
     ("authentication.jwt.scope_claim", Text, Some("scope"), "Claim with the scopes"),
     ("cors.origins", List, None, "Origins of pages that may call, or *; not without authentication"),
     ("limits.max_connections", Number, Some("10000"), "Connections of clients"),
+    ("limits.max_streams", Number, Some("256"), "Requests under way on a connection of HTTP/2"),
+    ("limits.max_header_bytes", Number, Some("65536"), "Size of the head of a request, from 8192"),
     ("limits.max_document_bytes", Number, Some("1048576"), "Size of a specification"),
     ("limits.max_request_bytes", Number, Some("16777216"), "Size of a payload, where it is not streamed"),
     ("limits.max_response_bytes", Number, Some("16777216"), "Size of a result, where it is not streamed"),
@@ -64,7 +66,13 @@ const SETTINGS: &[Setting] = &[
     ("limits.max_queued", Number, Some("10000"), "Calls of a function that may wait for their turn"),
     ("limits.total_timeout_ms", Number, Some("30000"), "Time of a call that does not stream"),
     ("limits.idle_timeout_ms", Number, Some("60000"), "Time between two parts of a streamed answer"),
+    ("limits.header_timeout_ms", Number, Some("30000"), "Time for the head of a request, and of a connection without one"),
+    ("limits.document_timeout_ms", Number, Some("60000"), "Time for a specification to come whole"),
     ("limits.upload_idle_timeout_ms", Number, Some("30000"), "Time between two parts of an upload"),
+    ("limits.reader_pause_ms", Number, Some("300000"), "Time that the reader of a streamed answer may stand still"),
+    ("limits.write_timeout_ms", Number, Some("300000"), "Time that a client may read nothing of what is there for it"),
+    ("limits.manage_wait_ms", Number, Some("30000"), "Time that a change waits for the engine, unless its caller says"),
+    ("limits.driver_timeout_ms", Number, Some("30000"), "Time of what a driver does beside calls"),
     ("limits.ready_timeout_ms", Number, Some("300000"), "Time that a function has to get ready"),
     ("limits.shutdown_grace_ms", Number, Some("30000"), "Time that calls have to end when the gateway stops"),
     ("workers.enabled", Switch, Some("true"), "Whether this process executes what was submitted for later"),
@@ -275,6 +283,21 @@ impl Flags {
 #[cfg(test)]
 pub(crate) fn defaults<T: DeserializeOwned>() -> T {
     Layers::defaults().unwrap().finish(None).unwrap().0
+}
+
+/// What is read where one thing is set.
+#[cfg(test)]
+pub(crate) fn with<T: DeserializeOwned>(key: &str, value: &str) -> T {
+    let mut layers = Layers::defaults().unwrap();
+    layers.text(key, value, String::new()).unwrap();
+    layers.finish(None).unwrap().0
+}
+
+/// The names of what can be set in a table.
+#[cfg(test)]
+pub(crate) fn of(table: &str) -> impl Iterator<Item = &'static str> {
+    let begins = format!("{table}.");
+    settings().map(|(key, ..)| *key).filter(move |key| key.starts_with(&begins))
 }
 
 /// What is read where everything is set to something.

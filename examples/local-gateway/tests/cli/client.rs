@@ -1,12 +1,13 @@
 //! The commands that talk to a gateway: what they show, and how they end.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -257,13 +258,13 @@ fn a_log_is_followed_until_the_execution_ends() {
         gateway.command(&["invoke", "talks", "-H", &format!("X-Function-Invocation-Id: {id}")]).spawn().unwrap();
     gateway.until(&["executions", "logs", id], |ran| ran.out == "begun\n");
     let mut follow = gateway.command(&["executions", "logs", id, "-f"]);
-    let mut follow = follow.stdout(std::process::Stdio::piped()).spawn().unwrap();
-    let mut log = std::io::BufReader::new(follow.stdout.take().unwrap());
+    let mut follow = follow.stdout(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(follow.stdout.take().unwrap());
     let mut line = String::new();
-    std::io::BufRead::read_line(&mut log, &mut line).unwrap();
+    log.read_line(&mut line).unwrap();
     assert_eq!(line, "begun\n");
     std::fs::write(go, "").unwrap();
-    std::io::Read::read_to_string(&mut log, &mut line).unwrap();
+    log.read_to_string(&mut line).unwrap();
     assert_eq!(line, "begun\nended\n");
     assert!(follow.wait().unwrap().success());
     assert!(call.wait().unwrap().success());
@@ -272,6 +273,30 @@ fn a_log_is_followed_until_the_execution_ends() {
     let submitted = gateway.client(&later).ends_with(0).json();
     let followed = gateway.client(&["executions", "logs", submitted["id"].as_str().unwrap(), "-f"]).ends_with(0);
     assert_eq!(followed.out, "begun\nended\n");
+}
+
+#[test]
+fn what_takes_time_is_told_on_a_terminal() {
+    let folder = folder();
+    let gateway = Gateway::start(&folder.path().join("data"), &["--no-samples"]);
+    let go = folder.path().join("go");
+    let waits = format!("until [ -e '{}' ]; do sleep 0.05; done; echo done", go.display());
+    gateway.client(&["function", "create", "-f", &file(&folder, "f.yaml", &shell("waits", &waits))]).ends_with(0);
+    let mut terminal = fs::File::from(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap());
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let end = ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
+    let end = fs::File::options().read(true).write(true).open(end).unwrap();
+    let mut invoke = gateway.command(&["invoke", "waits"]);
+    let invoke = invoke.env("TERM", "xterm").stdout(Stdio::piped()).stderr(end).spawn().unwrap();
+    let (mut told, mut piece) = (String::new(), [0; 1024]);
+    while !told.contains("waits is running") {
+        let read = terminal.read(&mut piece).unwrap();
+        told += &String::from_utf8_lossy(&piece[..read]);
+    }
+    fs::write(go, "").unwrap();
+    let ran = Ran::from(invoke.wait_with_output().unwrap()).ends_with(0);
+    assert_eq!(ran.out, "done\n");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! `keys`, and a gateway that asks who calls.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 
 use crate::common::{Gateway, Ran, file, folder, program};
@@ -147,6 +149,44 @@ fn tokens_and_keys_are_known_side_by_side() {
     assert!(refused.err.contains("permission_denied") || refused.err.contains("not_found"), "{refused:#?}");
     let forged = with_token(&["function", "list"], &TOKEN.replace("6oCyKXl", "6oCyKXk")).ends_with(3);
     assert!(forged.err.contains("unauthenticated"), "{forged:#?}");
+}
+
+#[test]
+fn tokens_are_known_by_the_keys_that_their_issuer_publishes() {
+    let folder = folder();
+    let issuer = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = issuer.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let keys =
+            r#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "Any9h0Tf82vRIoev3IItZONBZ8Rb8NABUyFQGqMrIZU"}]}"#;
+        let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", keys.len());
+        for client in issuer.incoming() {
+            let mut client = BufReader::new(client.unwrap());
+            let mut line = String::new();
+            while line != "\r\n" {
+                line.clear();
+                client.read_line(&mut line).unwrap();
+            }
+            client.get_mut().write_all(format!("{head}{keys}").as_bytes()).unwrap();
+        }
+    });
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gateway = |keys: SocketAddr, data: &str| {
+        let settings = [
+            "issuer=https://login.example".to_owned(),
+            "audiences=function-gateway".to_owned(),
+            format!("keys_url=http://{keys}/jwks"),
+            "tenant_claim=org".to_owned(),
+        ];
+        let settings = settings.map(|setting| format!("authentication.jwt.{setting}"));
+        let mut args = vec!["--no-samples", "--authentication", "jwt"];
+        args.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+        Gateway::start(&folder.path().join(data), &args)
+    };
+    let list = |gateway: &Gateway| Ran::of(gateway.command(&["function", "list"]).env("FUNCTION_GATEWAY_KEY", TOKEN));
+    list(&gateway(at, "open")).ends_with(0);
+    let failed = list(&gateway(closed, "closed")).ends_with(5);
+    assert!(failed.err.contains("dependency_unavailable"), "{failed:#?}");
 }
 
 /// That `ada` of `acme` may `read`, until 2100, signed by the private key that belongs to the public one of the test.
