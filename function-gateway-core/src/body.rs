@@ -402,7 +402,7 @@ impl Stream for Bounded {
         match stream.as_mut().poll_next(cx) {
             Poll::Ready(item) => {
                 if let Some((after, timer)) = &mut this.idle {
-                    timer.as_mut().reset(Instant::now() + *after);
+                    timer.as_mut().reset(Deadline::after(*after).instant().into());
                 }
                 if !matches!(item, Some(Ok(_))) {
                     this.stream = None;

@@ -18,7 +18,7 @@ use crate::invocation::unlisted_secret;
 use crate::middleware::Endpoint;
 use crate::route::Serving;
 use crate::time::monotonic_now;
-use crate::watch::whole_log;
+use crate::watch::{Followed, whole_log};
 use crate::{
     Action, Body, BoxStream, CallContext, CallState, Cancellation, Deadline, Delivery, DeploymentState, DriverRequest,
     Error, ErrorKind, FunctionKey, FunctionRef, Gateway, Invocation, InvocationId, InvocationRecord, InvokeRequest,
@@ -116,7 +116,11 @@ pub trait FunctionExecutor: std::fmt::Debug + Send + Sync + 'static {
     ///   log of each attempt that is made in this process and of the last one, which the record holds, wherever that was
     ///   made. What is logged in another process is there at the end, up to a second later where the store does not tell.
     ///
-    /// The stream has no deadline of its own. One that ends with [`ErrorKind::ShuttingDown`] is not complete. What goes past `record.max_log_bytes` of the specification is not kept, and so not in it. Of several running calls
+    /// The stream has no deadline of its own. One that ends with an error is not complete: [`ErrorKind::ShuttingDown`];
+    /// [`ErrorKind::Cancelled`] where its reader stands still while 16 attempts begin; [`ErrorKind::Lost`] of one that nobody
+    /// submitted and whose record says that it runs, though it can't any more; or an error of the store that does not pass.
+    ///
+    /// What goes past `record.max_log_bytes` of the specification is not kept, and so not in it. Of several running calls
     /// with one id, which a caller may bring, it is the log of the one that came last.
     ///
     /// # Errors
@@ -317,17 +321,19 @@ impl FunctionExecutor for Gateway {
             let function = (&call.revision.key.name, Some(&call.revision.owner));
             let is_own = call.submitter.as_ref().is_some_and(|submitter| *submitter == cx.principal().id);
             host.authorize_to_read(cx, is_own, Some(function)).await?;
-            return Ok(match follow && call.submitter.is_some() {
-                true => host.follow_logs(cx.tenant(), id),
-                false => call.state.read_logs(follow),
-            });
+            if !follow || call.submitter.is_none() {
+                return Ok(call.state.read_logs(follow));
+            }
+            let (tenant, function) = (cx.tenant().clone(), call.revision.function);
+            let submitter = call.submitter;
+            return Ok(host.follow_logs(Followed { id, tenant, function, submitter, over_at: None }));
         }
         // Looked at last: a call leaves the list once its record was handed to the store.
         let record = self.execution(cx, id).await?;
-        Ok(match follow && !record.state.is_final() {
-            true => host.follow_logs(cx.tenant(), id),
-            false => whole_log(Some(&record)),
-        })
+        if !follow || record.state.is_final() {
+            return Ok(whole_log(Some(&record)));
+        }
+        Ok(host.follow_logs(host.followed(&record).await?))
     }
 
     async fn check_payload(

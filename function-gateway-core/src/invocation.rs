@@ -561,6 +561,11 @@ impl CallState {
         }
     }
 
+    /// What is kept of the log so far.
+    pub(crate) fn logged(&self) -> Bytes {
+        self.logged_from(0).0
+    }
+
     fn wake_log_followers(&self) {
         if let Some(followers) = self.log_changed.get() {
             followers.notify_waiters();

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
-use tokio::sync::futures::Notified;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::{CallState, InvocationId, PrincipalId, Revision, TenantId};
 
@@ -13,20 +13,22 @@ use crate::{CallState, InvocationId, PrincipalId, Revision, TenantId};
 ///
 /// One lock is enough: it is held for a look-up, twice in a call, and only of calls whose driver tells their log.
 #[derive(Clone, Default)]
-pub(crate) struct RunningCalls(Arc<Shared>);
-
-#[derive(Default)]
-struct Shared {
-    list: Mutex<List>,
-    /// Wakes those who wait for the next attempt of something that is queued.
-    entered: Notify,
-}
+pub(crate) struct RunningCalls(Arc<Mutex<List>>);
 
 #[derive(Default)]
 struct List {
     /// A caller may bring an id twice, so the id alone names no call.
     calls: BTreeMap<(InvocationId, u64), RunningCall>,
+    /// Those who wait for attempts of an invocation.
+    followers: BTreeMap<(InvocationId, u64), mpsc::Sender<RunningCall>>,
     next: u64,
+}
+
+impl List {
+    fn next(&mut self, id: InvocationId) -> (InvocationId, u64) {
+        self.next += 1;
+        (id, self.next)
+    }
 }
 
 /// A call that runs.
@@ -47,16 +49,18 @@ impl RunningCalls {
         state: &Arc<CallState>,
         submitter: Option<PrincipalId>,
     ) -> Running {
-        let is_queued = submitter.is_some();
         let call = RunningCall { revision: Arc::clone(revision), state: Arc::clone(state), submitter };
         let mut list = self.list();
-        let key = (state.id, list.next);
-        list.next += 1;
+        let key = list.next(state.id);
+        if call.submitter.is_some() && !list.followers.is_empty() {
+            let followers = list.followers.extract_if((state.id, 0)..=(state.id, u64::MAX), |_, follower| {
+                // Who has let too many pass is told so.
+                follower.try_send(call.clone()).is_err()
+            });
+            followers.for_each(drop);
+        }
         list.calls.insert(key, call);
         drop(list);
-        if is_queued {
-            self.0.entered.notify_waiters();
-        }
         Running { calls: self.clone(), key, state: Arc::clone(state) }
     }
 
@@ -67,13 +71,21 @@ impl RunningCalls {
         same_id.find(|call| call.revision.key.tenant == *tenant).cloned()
     }
 
-    /// Waits until one is listed that was submitted.
-    pub(crate) fn entered(&self) -> Notified<'_> {
-        self.0.entered.notified()
+    /// The attempts of an invocation that was submitted, those that run and those to come.
+    pub(crate) fn follow(&self, id: InvocationId) -> Attempts {
+        let (sender, attempts) = mpsc::channel(Attempts::MOST);
+        let mut list = self.list();
+        let key = list.next(id);
+        for (_, call) in list.calls.range((id, 0)..=(id, u64::MAX)).filter(|(_, call)| call.submitter.is_some()) {
+            let _ = sender.try_send(call.clone());
+        }
+        list.followers.insert(key, sender);
+        drop(list);
+        Attempts { calls: self.clone(), key, attempts }
     }
 
     fn list(&self) -> MutexGuard<'_, List> {
-        self.0.list.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -96,6 +108,39 @@ impl Drop for Running {
         let _ = self.state.close_logs();
         let left = self.calls.list().calls.remove(&self.key);
         // Freed outside of the lock.
+        drop(left);
+    }
+}
+
+/// Attempts of one invocation, in the order in which they began.
+pub(crate) struct Attempts {
+    calls: RunningCalls,
+    key: (InvocationId, u64),
+    attempts: mpsc::Receiver<RunningCall>,
+}
+
+impl Attempts {
+    /// How many may wait for a reader who stands still: each holds its log.
+    const MOST: usize = 16;
+
+    /// Waits for the next one. `None` where more have begun than may wait. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Option<RunningCall> {
+        self.attempts.recv().await
+    }
+
+    /// The next one, where it has begun already. An error where more have begun than may wait.
+    pub(crate) fn begun(&mut self) -> Result<Option<RunningCall>, ()> {
+        match self.attempts.try_recv() {
+            Ok(call) => Ok(Some(call)),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(()),
+        }
+    }
+}
+
+impl Drop for Attempts {
+    fn drop(&mut self) {
+        let left = self.calls.list().followers.remove(&self.key);
         drop(left);
     }
 }

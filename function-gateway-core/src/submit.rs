@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{StatusCode, header};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::oneshot;
 
 use crate::body::by_deadline;
 use crate::host::Host;
@@ -321,10 +323,11 @@ impl Host {
             .with_limits(self.queue_limits());
         let id = acceptance.submission.id;
         let accepted = by_deadline(cx.deadline(), pin!(queue.accept(acceptance))).await.map_err(|error| {
+            if error.kind() != ErrorKind::DeadlineExceeded {
+                return error;
+            }
             // The commit was under way: it is to be found under its id where it was done.
-            let delivery =
-                if error.kind() == ErrorKind::DeadlineExceeded { Delivery::Unknown } else { error.delivery() };
-            error.with_delivery(delivery).with_context("invocation", id.to_string())
+            error.with_delivery(Delivery::Unknown).with_context("invocation", id.to_string())
         })?;
         match accepted {
             Accepted::New { .. } => {
@@ -400,20 +403,27 @@ impl Host {
             .with_limits(self.queue_limits())
             .with_lease(lease);
         // By a task from here on: whoever has accepted it also executes it, whether its caller stays or goes.
-        let (host, cx) = (Arc::clone(self), cx.clone());
+        let (host, caller) = (Arc::clone(self), cx.clone());
+        let (told, accepted) = oneshot::channel();
         let executed = self.lifetime.spawn(async move {
-            match host.queue()?.accept(acceptance).await? {
+            let accepted = host.queue()?.accept(acceptance).await;
+            // The caller may have gone.
+            let _ = told.send(());
+            match accepted? {
                 Accepted::Known(known) => replayed(&known),
                 Accepted::New { lease: Some(lease) } => {
                     let waiting = QueuedInvocation::waiting(submission, host.clock.now());
                     let taken = crate::TakenInvocation::new(lease, waiting, false);
-                    host.execute_for(&cx, extensions, taken).await
+                    host.execute_for(&caller, extensions, taken).await
                 }
                 Accepted::New { lease: None } => {
                     Err(Error::new(ErrorKind::Store, "the queue has not given the invocation that it accepted"))
                 }
             }
         });
+        // From its end on, the execution minds the caller's deadline itself.
+        let accepted = pin!(accepted.map(|_| Ok(())));
+        by_deadline(cx.deadline(), accepted).await.map_err(|error| error.with_delivery(Delivery::Unknown))?;
         executed.await.unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Internal, "the task that executes the invocation has ended before its time"))
         })

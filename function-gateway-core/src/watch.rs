@@ -1,6 +1,5 @@
 //! Watching an execution until it has ended, wherever it is executed.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,12 @@ use tokio::time::Instant;
 
 use crate::host::{Host, shutting_down};
 use crate::queue::not_queued;
-use crate::{BoxStream, CallContext, CallState, Error, InvocationId, InvocationRecord, QueueSignal, Result, TenantId};
+use crate::running::{Attempts, RunningCall};
+use crate::worker::lost;
+use crate::{
+    BoxStream, CallContext, CallState, Deadline, Error, ErrorKind, FunctionId, InvocationId, InvocationRecord,
+    PrincipalId, QueueSignal, Result, TenantId, Timestamp,
+};
 
 /// How a wait for an invocation's end has ended.
 #[derive(Debug, Clone)]
@@ -26,8 +30,13 @@ pub enum Waited {
 struct Looks {
     /// Absent where the host keeps no queue.
     endings: Option<QueueSignal>,
-    at: Instant,
+    /// Whether something has ended since the last look.
+    is_told: bool,
+    last: Instant,
+    /// The next look, though nothing ends.
     pause: Duration,
+    /// No look is sooner, however much ends: most of that is something else.
+    rest: Duration,
 }
 
 impl Looks {
@@ -37,22 +46,26 @@ impl Looks {
     /// From before the first look on, so that no ending in between is missed.
     fn begin(host: &Host) -> Self {
         let endings = host.queue.as_ref().map(|queue| queue.endings());
-        Self { endings, at: Instant::now() + Self::FIRST, pause: Self::FIRST }
+        Self { endings, is_told: false, last: Instant::now(), pause: Self::FIRST, rest: Duration::from_millis(1) }
     }
 
     /// Waits until it is time for the next look. Cancel-safe.
     async fn next(&mut self) {
-        let ending = async {
-            match &mut self.endings {
-                Some(endings) => endings.changed().await,
-                None => std::future::pending().await,
+        if !self.is_told {
+            let ending = async {
+                match &mut self.endings {
+                    Some(endings) => endings.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = ending => {}
+                () = tokio::time::sleep_until(self.last + self.pause) => self.pause = (self.pause * 2).min(Self::MOST),
             }
-        };
-        tokio::select! {
-            () = ending => {}
-            () = tokio::time::sleep_until(self.at) => self.pause = (self.pause * 2).min(Self::MOST),
+            self.is_told = true;
         }
-        self.at = Instant::now() + self.pause;
+        tokio::time::sleep_until(self.last + self.rest).await;
+        (self.is_told, self.last, self.rest) = (false, Instant::now(), (self.rest * 2).min(Self::FIRST));
     }
 }
 
@@ -62,7 +75,7 @@ impl Host {
         self.queue()?;
         let mut looks = Looks::begin(self);
         self.recorded(cx, id).await?;
-        let until = Instant::now() + patience;
+        let until = Deadline::after(patience).instant().into();
         loop {
             let record = self.invocations.get(cx.tenant(), id).await?.ok_or_else(|| not_queued(id))?;
             if record.state.is_final() {
@@ -79,15 +92,12 @@ impl Host {
         }
     }
 
-    /// The log of an execution that has not ended: of each attempt that is made in this process as it is written, and of the
-    /// last one as it was recorded where it was made elsewhere.
-    pub(crate) fn follow_logs(
-        self: &Arc<Self>,
-        tenant: &TenantId,
-        id: InvocationId,
-    ) -> BoxStream<'static, Result<Bytes>> {
+    /// The log of an invocation that was submitted and has not ended: of each attempt that is made in this process as it is
+    /// written, and of the last one as it was recorded where it was made elsewhere.
+    pub(crate) fn follow_logs(self: &Arc<Self>, followed: Followed) -> BoxStream<'static, Result<Bytes>> {
+        let attempts = followed.submitter.is_some().then(|| self.running.follow(followed.id));
         let looks = Looks::begin(self);
-        let follower = LogFollower { host: Arc::clone(self), tenant: tenant.clone(), id, read: None, looks };
+        let follower = LogFollower { host: Arc::clone(self), followed, attempts, read: None, looks, closes: None };
         let parts = stream::try_unfold(Some(follower), |follower| async move {
             let Some(mut follower) = follower else { return Ok::<_, Error>(None) };
             Ok(Some(match follower.next().await? {
@@ -97,63 +107,154 @@ impl Host {
         });
         Box::pin(parts.try_flatten())
     }
+
+    /// What is followed of an execution that has not ended by its record.
+    pub(crate) async fn followed(&self, record: &InvocationRecord) -> Result<Followed> {
+        let (tenant, function) = (record.key.tenant.clone(), record.function);
+        let is_submitted = record.lineage.is_some();
+        let over_at = match is_submitted {
+            true => None,
+            false => {
+                let revision = self.functions.revision(&tenant, function, record.generation).await?;
+                let longest =
+                    revision.map_or(self.config.max_drain, |revision| self.config.longest_call(&revision.spec));
+                Some(record.created_at.plus(longest + self.config.queue.lease_margin))
+            }
+        };
+        let submitter = is_submitted.then(|| record.caller.clone());
+        Ok(Followed { id: record.id, tenant, function, submitter, over_at })
+    }
 }
 
 /// The log that a record has, where it has one.
 pub(crate) fn whole_log(record: Option<&InvocationRecord>) -> BoxStream<'static, Result<Bytes>> {
-    let logged = record.and_then(|record| record.logs.as_ref()).map(|logs| logs.bytes.clone());
-    Box::pin(stream::iter(logged.filter(|bytes| !bytes.is_empty()).map(Ok)))
+    Box::pin(stream::iter(record.map(kept_log).filter(|bytes| !bytes.is_empty()).map(Ok)))
+}
+
+fn kept_log(record: &InvocationRecord) -> Bytes {
+    record.logs.as_ref().map(|logs| logs.bytes.clone()).unwrap_or_default()
+}
+
+/// Of which execution the log is followed. A caller may bring the id of another's, so the id alone says too little.
+pub(crate) struct Followed {
+    pub(crate) id: InvocationId,
+    pub(crate) tenant: TenantId,
+    pub(crate) function: FunctionId,
+    /// Who submitted it, where somebody did.
+    pub(crate) submitter: Option<PrincipalId>,
+    /// When one that nobody submitted has ended at the latest: the record of one whose gateway was killed stays `running`.
+    pub(crate) over_at: Option<Timestamp>,
 }
 
 /// Follows the log of an execution over all its attempts.
 struct LogFollower {
     host: Arc<Host>,
-    tenant: TenantId,
-    id: InvocationId,
+    followed: Followed,
+    /// None of one that nobody submitted.
+    attempts: Option<Attempts>,
     /// The attempt that was read last.
     read: Option<Arc<CallState>>,
     looks: Looks,
+    /// When this ends though the execution has not, once the gateway is shutting down.
+    closes: Option<Instant>,
 }
 
 /// What a follower reads next.
 enum LogPart {
-    /// The log of an attempt that runs in this process.
+    /// The log of an attempt that is made in this process.
     Attempt(Arc<CallState>),
     /// The last: what the record has, where it was not read yet.
     Last(Option<Arc<InvocationRecord>>),
 }
 
 impl LogFollower {
+    /// How long an attempt that has ended may take to be settled while the gateway is shutting down.
+    const SETTLED: Duration = Duration::from_secs(2);
+
     async fn next(&mut self) -> Result<LogPart> {
-        let host = &self.host;
         let mut is_time = true;
         loop {
-            // Before it is looked, so that an attempt that begins in between wakes it.
-            let mut entered = pin!(host.running.entered());
-            entered.as_mut().enable();
-            let attempt = host.running.find(&self.tenant, self.id).map(|call| call.state);
-            let is_read = |attempt: &Arc<CallState>| self.read.as_ref().is_some_and(|read| Arc::ptr_eq(read, attempt));
-            if let Some(attempt) = attempt.filter(|attempt| !is_read(attempt)) {
-                self.read = Some(Arc::clone(&attempt));
-                return Ok(LogPart::Attempt(attempt));
+            if is_time && let Some(last) = self.look().await? {
+                // What began before that end may not be read yet.
+                return Ok(match self.begun()? {
+                    Some(attempt) => LogPart::Attempt(attempt),
+                    None => LogPart::Last(last.filter(|record| !self.has_read(record))),
+                });
             }
-            if is_time {
-                match host.invocations.get(&self.tenant, self.id).await? {
-                    Some(record) if !record.state.is_final() => {}
-                    // Of an attempt that was read here, the record has the same.
-                    Some(record) => {
-                        let is_read = self.read.as_ref().is_some_and(|read| read.attempts() == record.attempts);
-                        return Ok(LogPart::Last((!is_read).then_some(record)));
-                    }
-                    None => return Ok(LogPart::Last(None)),
+            let Self { host, attempts, looks, closes, read, .. } = self;
+            let closing = async {
+                host.lifetime.closing.cancelled().await;
+                if read.is_some() {
+                    tokio::time::sleep_until(*closes.get_or_insert_with(|| Instant::now() + Self::SETTLED)).await;
                 }
-            }
+            };
+            let began = async {
+                match attempts {
+                    Some(attempts) => attempts.next().await.ok_or_else(too_slow),
+                    None => std::future::pending().await,
+                }
+            };
             is_time = tokio::select! {
                 biased;
-                () = host.lifetime.closing.cancelled() => return Err(shutting_down()),
-                () = entered => false,
-                () = self.looks.next() => true,
+                call = began => {
+                    if let Some(attempt) = self.take(call?) {
+                        return Ok(LogPart::Attempt(attempt));
+                    }
+                    false
+                }
+                () = closing => return Err(shutting_down()),
+                () = looks.next() => true,
             };
         }
     }
+
+    /// The record once it has ended, or `None` in it where it is there no longer.
+    async fn look(&self) -> Result<Option<Option<Arc<InvocationRecord>>>> {
+        let Followed { id, tenant, over_at, .. } = &self.followed;
+        Ok(match self.host.invocations.get(tenant, *id).await {
+            Ok(Some(record)) if record.state.is_final() => Some(Some(record)),
+            Ok(Some(_)) if over_at.is_some_and(|at| self.host.clock.now() > at) => return Err(lost()),
+            Ok(None) => Some(None),
+            Ok(Some(_)) => None,
+            // It may be told at the next look.
+            Err(error) if error.is_transient() => None,
+            Err(error) => return Err(error),
+        })
+    }
+
+    /// An attempt that has begun and is not read yet.
+    fn begun(&mut self) -> Result<Option<Arc<CallState>>> {
+        while let Some(attempts) = &mut self.attempts {
+            match attempts.begun() {
+                Ok(Some(call)) => {
+                    if let Some(attempt) = self.take(call) {
+                        return Ok(Some(attempt));
+                    }
+                }
+                Ok(None) => break,
+                Err(()) => return Err(too_slow()),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The attempt, where it is one of what is followed.
+    fn take(&mut self, call: RunningCall) -> Option<Arc<CallState>> {
+        let Followed { tenant, function, submitter, .. } = &self.followed;
+        let RunningCall { revision, state, submitter: of } = call;
+        let is_followed = revision.key.tenant == *tenant && revision.function == *function && of == *submitter;
+        is_followed.then(|| Arc::clone(self.read.insert(state)))
+    }
+
+    /// Whether the record has the log of the attempt that was read last.
+    fn has_read(&self, record: &InvocationRecord) -> bool {
+        self.read.as_ref().is_some_and(|read| read.attempts() == record.attempts && read.logged() == kept_log(record))
+    }
+}
+
+fn too_slow() -> Error {
+    Error::new(
+        ErrorKind::Cancelled,
+        "the reader of the log did not read on, and more attempts have begun than may wait",
+    )
 }

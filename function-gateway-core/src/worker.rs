@@ -12,7 +12,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use self::ending::Claim;
+pub(crate) use self::ending::{Claim, lost};
 use crate::host::{Host, Lifetime};
 use crate::{Cancellation, Gateway, InvocationId, InvocationQueue, Result, TakeRequest, TakenInvocation};
 

@@ -187,12 +187,12 @@ impl RestApiBuilder {
     ///
     /// # Errors
     /// [`ErrorKind::Misconfigured`] where nothing says who calls. An API that is to be open to all says so with
-    /// [`Anonymous`](crate::Anonymous).
+    /// [`Anonymous`](crate::Anonymous), and one for trials with [`ThisMachine`](crate::ThisMachine).
     pub fn build(self) -> Result<RestApi> {
         let Self { gateway, broker, authenticators, options, metrics } = self;
         if authenticators.is_empty() {
             let message = "an API needs an authenticator: ApiKeyAuthenticator, jwt::JwtAuthenticator, HostPrincipal, \
-                           Anonymous or one of your own";
+                           ThisMachine, Anonymous or one of your own";
             return Err(Error::new(ErrorKind::Misconfigured, message));
         }
         let readiness = Readiness::default();

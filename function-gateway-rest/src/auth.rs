@@ -18,11 +18,14 @@ use http::{HeaderMap, HeaderValue};
 
 pub use api_key::{ApiKeyAuthenticator, MintedKey};
 pub use host::{Anonymous, HostPrincipal};
-pub use this_machine::ThisMachine;
+pub use this_machine::{ThisMachine, is_loopback};
 
 /// Finds out who makes a request.
 ///
 /// A router asks its authenticators in the order in which they were added, until one knows the credential.
+///
+/// Operations refuse parameters in the query that they don't have. A host that takes a credential there puts it into a header, or
+/// the principal among the extensions, and takes it out of the URI before the router gets the request.
 #[async_trait]
 pub trait Authenticator: fmt::Debug + Send + Sync + 'static {
     /// Looks at a request's head. `None` where it holds no credential of this kind: the next one is asked.

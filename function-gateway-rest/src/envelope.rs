@@ -1,6 +1,7 @@
 //! What surrounds every request: its id, its line in the log, and the problem document where it failed.
 
 use std::fmt;
+use std::future::ready;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -10,8 +11,10 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use function_gateway_core::{Error, ErrorKind, Principal};
 use futures_util::FutureExt as _;
+use futures_util::future::Either;
 use http::header::{self, HeaderName};
-use http::{HeaderMap, HeaderValue, Method};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Version};
 
 use crate::problem::{ANSWERED_BY, Problem};
 
@@ -59,7 +62,12 @@ pub(crate) fn envelope(mut request: Request, next: Next) -> impl Future<Output =
         request.extensions_mut().insert(log.clone());
         (log, request.method().clone(), request.uri().path().to_owned(), Instant::now())
     });
-    let answer = caught(next.run(request));
+    let answer = match unfit_host(&request) {
+        Some(message) => {
+            Either::Left(ready(Problem::from(Error::new(ErrorKind::InvalidArgument, message)).into_response()))
+        }
+        None => Either::Right(caught(next.run(request))),
+    };
     async move {
         let id_text = id.to_str().unwrap_or_default();
         let mut response = answer.await;
@@ -93,16 +101,29 @@ pub(crate) fn envelope(mut request: Request, next: Next) -> impl Future<Output =
     }
 }
 
-/// The answer to a request that goes to no router.
-#[cfg(feature = "serve")]
-pub(crate) fn refused(request: &Request, error: Error) -> Response {
-    let id = request_id(request);
-    let problem = Problem::from(error);
-    let response = problem.clone().into_response();
-    let mut response = problem.finish(response, id.to_str().unwrap_or_default());
-    response.extensions_mut().clear();
-    response.headers_mut().insert(REQUEST_ID, id);
-    response
+/// Of a request of HTTP/1.1 that names no host, which servers tell and those who make requests by hand need not.
+#[derive(Clone)]
+pub(crate) struct NoHost;
+
+/// Why two readers could take a request for one of different hosts (RFC 9112, section 3.2; RFC 9113, section 8.3.1).
+fn unfit_host(request: &Request) -> Option<&'static str> {
+    let mut hosts = request.headers().get_all(header::HOST).iter().map(HeaderValue::as_bytes);
+    match (hosts.next(), hosts.next()) {
+        (None, _) if request.extensions().get::<NoHost>().is_some() => Some("the request has no `Host`; one is needed"),
+        (_, Some(_)) => Some("the request has more than one `Host`"),
+        (Some(host), None) if !host.iter().all(is_of_host) => Some("the request's `Host` is none"),
+        (Some(host), None) if request.version() == Version::HTTP_2 => {
+            let differs = |authority: &Authority| !authority.as_str().as_bytes().eq_ignore_ascii_case(host);
+            request.uri().authority().is_some_and(differs).then_some("`Host` and `:authority` are not the same")
+        }
+        _ => None,
+    }
+}
+
+/// Whether a byte may be part of a host and a port (RFC 3986, sections 3.2.2 and 3.2.3).
+fn is_of_host(byte: &u8) -> bool {
+    matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'%' | b':' | b'[' | b']')
+        || matches!(byte, b'!' | b'$' | b'&'..=b',' | b';' | b'=')
 }
 
 /// What a handler said when it panicked, for the log.

@@ -24,7 +24,7 @@ const CLOSED: [&str; 10] = [
 const DESCRIPTION: &str = "Create, execute and list functions, whichever engine runs them.\n\n\
 Errors are problem documents (RFC 9457) with a stable `code`. Every answer to a call of a function says in \
 `X-Function-Answered-By` whether the function or the gateway answers. Lists are read part by part: `next` of one is the `cursor` of \
-the one after it. Times are RFC 3339.";
+the one after it. Times are RFC 3339. A request that is not as HTTP has it is refused with 400, 414 or 431, wherever it goes.";
 
 /// The document as JSON.
 pub(crate) fn document(mut paths: OpenApi) -> String {

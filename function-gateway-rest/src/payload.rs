@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use axum::body::Body as HttpBody;
 use bytes::Bytes;
-use function_gateway_core::{Body, ByteStream, Delivery, Error, ErrorKind, Result};
+use function_gateway_core::{Body, ByteStream, Deadline, Delivery, Error, ErrorKind, Result};
 use futures_core::Stream;
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 /// The body of a request. Where no byte comes for `idle`, it ends with [`ErrorKind::RequestTimeout`].
 pub(crate) fn of_request(body: HttpBody, idle: Duration) -> Body {
@@ -42,7 +42,7 @@ impl Stream for Upload {
             let error = match Pin::new(&mut *body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     if let Some(timer) = &mut this.timer {
-                        timer.as_mut().reset(Instant::now() + this.idle);
+                        timer.as_mut().reset(Deadline::after(this.idle).instant().into());
                     }
                     let is_last = body.is_end_stream();
                     match frame.into_data() {

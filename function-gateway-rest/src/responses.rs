@@ -55,7 +55,8 @@ problems! {
     /// What an operation that reads a body may answer.
     Reads:
         "408" "The body did not come in time",
-        "413" "The body is larger than the limit that the answer names";
+        "413" "The body is larger than the limit that the answer names",
+        "499" "The client closed its side before the body was whole";
     /// What an operation that reads a body of one type may answer.
     Typed:
         "415" "The body is of a type that is not read here";
@@ -68,8 +69,8 @@ problems! {
         "412" "It is not in the state that was made a condition";
     /// What an operation that asks the engine may answer.
     Asks:
-        "502" "The engine answered what it must not",
-        "504" "The engine took too long";
+        "502" "The engine answered what it must not, as its driver says",
+        "504" "The engine took too long, as its driver says";
     /// What an operation that submits an execution may answer.
     Submits:
         "408" "The body did not come in time",
@@ -77,6 +78,7 @@ problems! {
         "413" "The payload is larger than the limit that the answer names",
         "422" "The payload is not what the function takes; or something else was sent under the key",
         "429" "A limit is reached, which the answer names; `Retry-After` says when to come again",
+        "499" "The client closed its side before the payload was whole",
         "501" "This gateway has no queue; or the name has an alias, which are reserved",
         "504" "It could not be accepted in the caller's time";
     /// What an operation on the queue may answer.

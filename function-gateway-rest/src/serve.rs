@@ -32,7 +32,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep};
 use tower::ServiceExt as _;
 
-use crate::envelope;
+use crate::envelope::NoHost;
 
 pub use threads::Threads;
 
@@ -41,7 +41,7 @@ pub use threads::Threads;
 #[non_exhaustive]
 pub struct ServeOptions {
     /// How long a client may take to send the head of a request, and how long a connection may be without one. A client of HTTP/2
-    /// is told first, and has that time again to let go. Default: 30 s.
+    /// is told first, and has up to 5 s more to let go. Default: 30 s.
     pub header_timeout: Duration,
     /// The largest head of a request, in bytes. Default: 64 KiB.
     pub max_header_bytes: usize,
@@ -142,6 +142,8 @@ impl ServeOptions {
 const MIN_HEADER_BYTES: usize = 8192;
 /// Between two tries to accept where the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// For a client of HTTP/2 to let go of a connection without a request, once it is told to.
+const LET_GO: Duration = Duration::from_secs(5);
 /// So that a client that is gone without a word is noticed on HTTP/2.
 const H2_PING_EVERY: Duration = Duration::from_secs(20);
 
@@ -296,12 +298,6 @@ fn builder(options: &ServeOptions) -> auto::Builder<On> {
     builder
 }
 
-/// Two readers could take a request for one of different hosts (RFC 9112, section 3.2).
-fn names_one_host(request: &Request) -> bool {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    request.version() != Version::HTTP_11 || (hosts.next().is_some() && hosts.next().is_none())
-}
-
 async fn connection(
     builder: Arc<auto::Builder<On>>,
     stream: TcpStream,
@@ -314,16 +310,13 @@ async fn connection(
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request: Request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(axum::extract::ConnectInfo(peer));
+        if request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST) {
+            request.extensions_mut().insert(NoHost);
+        }
         let stream = counted.begin(request.version());
         let router = router.clone();
         async move {
-            let response: Response = match names_one_host(&request) {
-                true => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
-                false => {
-                    let message = "a request has one `Host`, no more and no less (RFC 9112, section 3.2)";
-                    envelope::refused(&request, Error::new(ErrorKind::InvalidArgument, message))
-                }
-            };
+            let response: Response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
             Ok::<_, Infallible>(response.map(|body| Counted { body, stream }))
         }
     });
@@ -430,8 +423,8 @@ impl Streams {
         if state.is_http1 {
             None
         } else if state.under_way == 0 {
-            // Once it is told to close, the client has that time again.
-            Some((Some(closing.map_or(state.idle_since, |at| at.max(state.idle_since))), bounds.idle, Overdue::Idle))
+            let bound = closing.map_or(bounds.idle, |_| bounds.idle.min(LET_GO));
+            Some((Some(closing.map_or(state.idle_since, |at| at.max(state.idle_since))), bound, Overdue::Idle))
         } else {
             Some(((state.unread > 0).then_some(state.unread_since), bounds.unread, Overdue::Unread))
         }
@@ -683,8 +676,8 @@ mod tests {
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(overdue(&streams, None).await, Some(Overdue::Idle));
         let closing = Some(Instant::now());
-        assert_eq!(overdue(&streams, closing).await, None, "it has the time again to let go");
-        tokio::time::advance(Duration::from_secs(30)).await;
+        assert_eq!(overdue(&streams, closing).await, None, "it has time to let go");
+        tokio::time::advance(LET_GO).await;
         assert_eq!(overdue(&streams, closing).await, Some(Overdue::Idle));
     }
 

@@ -7,7 +7,7 @@ use std::{env, fs, iter};
 
 use clap::Args;
 use function_gateway::Violation;
-use function_gateway::rest::ThisMachine;
+use function_gateway::rest::auth::is_loopback;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
@@ -71,7 +71,7 @@ impl Connection {
             // So that a machine without certificates will do.
             builder = builder.tls_certs_only(iter::empty());
         }
-        if self.url.host_str().is_some_and(ThisMachine::is_named) {
+        if self.url.host_str().is_some_and(is_loopback) {
             // A proxy would get the key, and look for the gateway on its own machine.
             builder = builder.no_proxy();
         }

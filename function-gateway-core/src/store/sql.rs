@@ -46,8 +46,8 @@ use super::{
     StoredDocument,
 };
 use crate::{
-    Acceptance, Accepted, ApiKey, ApiKeyId, AuditEvent, AuditFilter, AuditLog, Cancelling, DeadLetterFilter, Dispatch,
-    Error, ErrorKind, Function, FunctionId, FunctionKey, FunctionName, FunctionStatus, GatewayId, Generation,
+    Acceptance, Accepted, ApiKey, ApiKeyId, AuditEvent, AuditFilter, AuditLog, Cancelling, DeadLetterFilter, Deadline,
+    Dispatch, Error, ErrorKind, Function, FunctionId, FunctionKey, FunctionName, FunctionStatus, GatewayId, Generation,
     InvocationId, InvocationQueue, InvocationRecord, QueueDepth, QueueLease, QueueSignal, QueuedInvocation,
     RecordFilter, Result, Retention, Revision, Settlement, Statistics, StatisticsQuery, TakeRequest, Taken, TenantId,
     Timestamp, Version,
@@ -253,7 +253,7 @@ impl SqlStore {
     /// [`ErrorKind::Store`] where the server is out of reach.
     pub async fn connect(url: &str, options: SqlStoreOptions) -> Result<Self> {
         let runtime = options.runtime.clone().map_or_else(current_runtime, Ok)?;
-        let deadline = Instant::now() + options.operation_timeout;
+        let deadline = Instant::from(Deadline::after(options.operation_timeout).instant());
         let (engine, undurable, gateway) = loop {
             match open(url, &options, &runtime).await {
                 Ok(opened) => break opened,
@@ -293,7 +293,7 @@ impl SqlStore {
 
     /// Tries again as long as an operation fails in a way that allows it and there is time.
     async fn repeat<O: Operation>(&self, access: Access, operation: &O) -> Result<O::Answer> {
-        let deadline = Instant::now() + self.0.options.operation_timeout;
+        let deadline = Instant::from(Deadline::after(self.0.options.operation_timeout).instant());
         let mut pause = Duration::from_millis(2);
         loop {
             let fault = match tokio::time::timeout_at(deadline, self.attempt(access, operation)).await {

@@ -235,7 +235,7 @@ pub(super) fn too_late(invocation: &QueuedInvocation, policy: &AsyncPolicy, now:
     None
 }
 
-pub(super) fn lost() -> Error {
+pub(crate) fn lost() -> Error {
     let message = "the gateway that executed it died or was stopped, and nobody knows how it ended";
     // Where it may be repeated, that is worth while.
     Error::new(ErrorKind::Lost, message).with_retry(Retry::Transient)

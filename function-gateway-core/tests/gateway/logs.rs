@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use function_gateway_core::store::{FunctionStore as _, InvocationStore as _};
 use function_gateway_core::{
-    Action, Authorizer, BoxStream, CallContext, Decision, ErrorKind, FunctionExecutor as _, FunctionManager as _,
-    FunctionSpec, Invocation, InvocationId, InvokeRequest, InvokeResponse, Middleware, Next, RecordMode, Resource,
-    Result, Secret, Stage, SubmitOptions, WorkerConfig,
+    Action, Authorizer, BoxStream, CallContext, Clock as _, Decision, ErrorKind, FunctionExecutor as _,
+    FunctionManager as _, FunctionSpec, Invocation, InvocationId, InvocationRecord, InvokeRequest, InvokeResponse,
+    Middleware, Next, RecordMode, Resource, Result, Secret, Stage, SubmitOptions, Waited, WorkerConfig,
 };
-use function_gateway_testkit::{Gate, Handler, ScriptedDriver};
+use function_gateway_testkit::{Gate, Handler, ManualClock, ScriptedDriver};
 use futures_util::StreamExt as _;
 use http::StatusCode;
 use tokio::task::JoinHandle;
@@ -511,5 +512,97 @@ async fn a_log_that_is_followed_does_not_look_whole_at_shutdown() {
     assert!(futures_util::poll!(log.next()).is_pending());
     setup.gateway.shutdown(Duration::ZERO).await.unwrap();
     assert_eq!(soon(log.next()).await.unwrap().unwrap_err().kind(), ErrorKind::ShuttingDown);
+    assert!(soon(log.next()).await.is_none());
+}
+
+#[tokio::test]
+async fn attempts_that_a_reader_has_let_pass_are_read_all_the_same() {
+    let open = Gate::new();
+    open.open();
+    let setup = with_function(repeatable(), tried(3, &open)).await;
+    let id = setup.submit().await;
+    let log = setup.logs(id, true).await.unwrap();
+    let _workers = setup.gateway.start_workers(WorkerConfig::default()).unwrap();
+    ended(&setup, id).await;
+    assert_eq!(rest(log).await, "attempt 1\nattempt 2\nattempt 3\n");
+}
+
+#[tokio::test]
+async fn a_reader_who_lets_too_many_attempts_pass_is_told_so() {
+    let open = Gate::new();
+    open.open();
+    let mut often = repeatable();
+    often.async_policy.as_mut().unwrap().max_attempts = Some(20);
+    let setup = with_function(often, tried(18, &open)).await;
+    let id = setup.submit().await;
+    let mut log = setup.logs(id, true).await.unwrap();
+    let _workers = setup.gateway.start_workers(WorkerConfig::default()).unwrap();
+    ended(&setup, id).await;
+    for attempt in 1..=16 {
+        assert_eq!(next(&mut log).await, format!("attempt {attempt}\n"));
+    }
+    assert_eq!(soon(log.next()).await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(soon(log.next()).await.is_none());
+}
+
+async fn ended(setup: &Setup, id: InvocationId) {
+    assert!(matches!(soon(setup.gateway.wait(&cx(), id, Duration::MAX)).await.unwrap(), Waited::Ended(_)));
+}
+
+#[tokio::test]
+async fn another_call_of_the_id_is_not_what_is_followed() {
+    let (gate, others) = (Gate::new(), Gate::new());
+    let setup = with_function(spec(), tried(1, &gate)).await;
+    setup.gateway.create(&cx(), &name("secret"), unrecorded()).await.unwrap();
+    let id = setup.submit().await;
+    let mut log = setup.logs(id, true).await.unwrap();
+    assert!(futures_util::poll!(log.next()).is_pending());
+    setup.engine.on_invoke(logging(&["not for everybody\n"], &others));
+    let gateway = setup.gateway.clone();
+    let victor = CallContext::new(principal("acme", "victor")).with_invocation_id(id);
+    let call = tokio::spawn(async move { gateway.invoke(&victor, &function("secret"), InvokeRequest::new("")).await });
+    soon(others.reached_by(1)).await;
+    let late = setup.gateway.execution_logs(&cx(), id, false).await.unwrap();
+    assert_eq!(rest(late).await, "not for everybody\n", "it is the one that came last, and ada may read both");
+    assert!(futures_util::poll!(log.next()).is_pending());
+    others.open();
+    soon(call).await.unwrap().unwrap();
+    setup.engine.on_invoke(tried(1, &gate));
+    let _workers = setup.gateway.start_workers(WorkerConfig::default()).unwrap();
+    assert_eq!(next(&mut log).await, "attempt 1\n");
+    gate.open();
+    assert_eq!(rest(log).await, "");
+}
+
+#[tokio::test]
+async fn an_attempt_that_ends_at_shutdown_ends_its_log() {
+    let gate = Gate::new();
+    let setup = with_function(spec(), logging(&["one\n", "two\n"], &gate)).await;
+    let _workers = setup.gateway.start_workers(WorkerConfig::default()).unwrap();
+    let id = setup.submit().await;
+    let mut log = setup.logs(id, true).await.unwrap();
+    assert_eq!(next(&mut log).await, "one\n");
+    let mut shutdown = std::pin::pin!(setup.gateway.shutdown(Duration::from_secs(60)));
+    assert!(futures_util::poll!(&mut shutdown).is_pending());
+    gate.open();
+    let (log, shutdown) = tokio::join!(rest(log), soon(shutdown));
+    assert_eq!(log, "two\n");
+    shutdown.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_running_when_its_gateway_was_killed_is_not_followed_for_ever() {
+    let clock = ManualClock::default();
+    let setup = gateway_with(|builder| builder.clock(Arc::new(clock.clone()))).await;
+    setup.create(spec(), Handler::echo()).await;
+    let function = setup.gateway.get(&cx(), &name("f")).await.unwrap();
+    let revision = setup.store.revision(cx().tenant(), function.id, function.generation).await.unwrap().unwrap();
+    let id = InvocationId::generate();
+    let record = InvocationRecord::new(id, &revision, cx().principal().id.clone(), clock.now());
+    setup.store.begin(Arc::new(record)).await.unwrap();
+    let mut log = setup.logs(id, true).await.unwrap();
+    assert!(futures_util::poll!(log.next()).is_pending());
+    clock.advance(Duration::from_secs(3600));
+    assert_eq!(soon(log.next()).await.unwrap().unwrap_err().kind(), ErrorKind::Lost);
     assert!(soon(log.next()).await.is_none());
 }

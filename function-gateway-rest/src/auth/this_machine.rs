@@ -1,8 +1,10 @@
 //! Callers without a credential: those on this machine, and no page of the web that a browser on it shows.
 
 use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
 
 use async_trait::async_trait;
+use axum::extract::ConnectInfo;
 use function_gateway_core::{Error, ErrorKind, Principal, Result};
 use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN, VIA};
 use http::request::Parts;
@@ -23,11 +25,12 @@ const PASSED_ON: [HeaderName; 6] = [
     HeaderName::from_static("x-real-ip"),
 ];
 
-const PAGES: &str = "without authentication, pages that are from elsewhere are not let in";
-
 /// Takes every request of this machine for one of the same principal: for trials, with a server that listens on a loopback address.
 ///
-/// It does not look at who is connected, which the server's address has to say. Such a gateway that listens on a loopback address can still be reached by any page that a browser on this machine shows: by the
+/// Who is connected it knows from `ConnectInfo<SocketAddr>` among the request's extensions, where [`serve`](crate::serve) puts it and
+/// axum's own server can. Without it the address that the server listens on has to keep others out.
+///
+/// A gateway that listens on a loopback address can still be reached by any page that a browser on this machine shows: by the
 /// address itself, or by a name of the page's own that it has lead here (DNS rebinding). The second is told by `Host`, the first
 /// by `Origin` and, where a page makes the browser send none (an image, a script, a link), by `Sec-Fetch-Site`. By a proxy on this
 /// machine it can be reached from everywhere, which the headers tell that proxies set.
@@ -52,48 +55,37 @@ impl ThisMachine {
         self
     }
 
-    /// Whether a host as it stands in a URL is this machine, by whichever name.
-    ///
-    /// ```
-    /// use function_gateway_rest::ThisMachine;
-    ///
-    /// assert!(["localhost", "127.0.0.1", "[::1]"].into_iter().all(ThisMachine::is_named));
-    /// assert!(!ThisMachine::is_named("localhost.example.com"));
-    /// ```
-    #[must_use]
-    pub fn is_named(host: &str) -> bool {
-        let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        host.eq_ignore_ascii_case("localhost")
-            || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    /// Why a request is not let in.
+    fn refusal(request: &Parts) -> Option<String> {
+        let peer = request.extensions.get::<ConnectInfo<SocketAddr>>();
+        if peer.is_some_and(|ConnectInfo(peer)| !peer.ip().to_canonical().is_loopback()) {
+            return Some("requests of other machines are not let in".to_owned());
+        }
+        if let Some(header) = PASSED_ON.iter().find(|header| request.headers.contains_key(*header)) {
+            return Some(format!("requests that come by a proxy, as `{header}` says of this one, are not let in"));
+        }
+        let named: Option<Authority> =
+            request.uri.authority().cloned().or_else(|| text(&request.headers, HOST)?.parse().ok());
+        let Some(named) = named.filter(|named| is_loopback(named.host())) else {
+            return Some("requests have to be for localhost, 127.0.0.1 or [::1]".to_owned());
+        };
+        let is_own = |origin: &str| {
+            let authority = origin.split_once("://").map(|(_, authority)| authority);
+            authority.is_some_and(|authority| authority.eq_ignore_ascii_case(named.as_str()))
+        };
+        // `none` is what the user asks for, such as by typing an address.
+        let is_elsewhere = text(&request.headers, ORIGIN).is_some_and(|origin| !is_own(origin))
+            || text(&request.headers, SEC_FETCH_SITE).is_some_and(|site| !matches!(site, "none" | "same-origin"));
+        is_elsewhere.then(|| "pages that are from elsewhere are not let in".to_owned())
     }
 }
 
 #[async_trait]
 impl Authenticator for ThisMachine {
     async fn authenticate(&self, request: &Parts) -> Result<Option<Authenticated>> {
-        if let Some(header) = PASSED_ON.iter().find(|header| request.headers.contains_key(*header)) {
-            let message = format!(
-                "without authentication, requests that come by a proxy, as `{header}` says of this one, are not let in; {}",
-                self.advice
-            );
+        if let Some(refusal) = Self::refusal(request) {
+            let message = format!("without authentication, {refusal}; {}", self.advice);
             return Err(Error::new(ErrorKind::PermissionDenied, message));
-        }
-        let named: Option<Authority> =
-            request.uri.authority().cloned().or_else(|| text(&request.headers, HOST)?.parse().ok());
-        if !named.as_ref().is_some_and(|named| Self::is_named(named.host())) {
-            let message = "without authentication, requests have to be for localhost, 127.0.0.1 or [::1]";
-            return Err(Error::new(ErrorKind::PermissionDenied, message));
-        }
-        if let Some(origin) = text(&request.headers, ORIGIN) {
-            let authority: Option<Authority> =
-                origin.split_once("://").and_then(|(_, authority)| authority.parse().ok());
-            if !authority.is_some_and(|authority| Self::is_named(authority.host())) {
-                return Err(Error::new(ErrorKind::PermissionDenied, PAGES));
-            }
-        }
-        // `none` is what the user asks for, such as by typing an address.
-        if text(&request.headers, SEC_FETCH_SITE).is_some_and(|site| !matches!(site, "none" | "same-origin")) {
-            return Err(Error::new(ErrorKind::PermissionDenied, PAGES));
         }
         self.caller.authenticate(request).await
     }
@@ -101,6 +93,20 @@ impl Authenticator for ThisMachine {
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
+}
+
+/// Whether a host as it stands in a URL is this machine: `localhost`, or a loopback address.
+///
+/// ```
+/// use function_gateway_rest::auth::is_loopback;
+///
+/// assert!(["localhost", "127.0.0.1", "[::1]"].into_iter().all(is_loopback));
+/// assert!(!is_loopback("localhost.example.com"));
+/// ```
+#[must_use]
+pub fn is_loopback(host: &str) -> bool {
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -122,9 +128,19 @@ mod tests {
         for host in ["127.0.0.1:8080", "localhost", "LocalHost:1", "[::1]:8080", "127.1.2.3"] {
             assert!(is_let_in(host, None).await, "{host}");
         }
-        assert!(is_let_in("localhost:8080", Some((ORIGIN, "http://localhost:3000"))).await);
+        assert!(is_let_in("localhost:8080", Some((ORIGIN, "http://localhost:8080"))).await);
         for site in ["none", "same-origin"] {
             assert!(is_let_in("localhost:8080", Some((SEC_FETCH_SITE, site))).await, "{site}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_connected_from_another_machine_is_not() {
+        for (peer, is_here) in [("127.0.0.1:1", true), ("[::ffff:127.0.0.1]:1", true), ("192.0.2.1:1", false)] {
+            let request = http::Request::get("/v1/me").header(HOST, "localhost");
+            let (mut parts, ()) = request.body(()).unwrap().into_parts();
+            parts.extensions.insert(ConnectInfo(peer.parse::<SocketAddr>().unwrap()));
+            assert_eq!(ThisMachine::refusal(&parts).is_none(), is_here, "{peer}");
         }
     }
 
@@ -149,7 +165,8 @@ mod tests {
         for host in ["evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", ""] {
             assert!(!is_let_in(host, None).await, "{host}");
         }
-        for origin in ["https://evil.example", "null", "http://127.0.0.1.evil.example"] {
+        let others = ["https://evil.example", "null", "http://127.0.0.1.evil.example", "http://localhost:3000"];
+        for origin in others {
             assert!(!is_let_in("localhost:8080", Some((ORIGIN, origin))).await, "{origin}");
         }
         for site in ["cross-site", "same-site", "new-site"] {

@@ -179,6 +179,7 @@ fn unexpected(waited: &Waited) -> Problem {
             ("X-Function-Answered-By" = String, description = "`function` or `gateway`"),
             ("X-Function-Invocation-Id" = InvocationId, description = "The execution"),
             ("X-Function-Outcome" = String, description = "What the function made of it: `succeeded`, `rejected` or `failed`"),
+            ("X-Function-Failure" = String, description = "How it failed, in its own words"),
         )),
     ),
 )]

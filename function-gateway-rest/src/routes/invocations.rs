@@ -86,11 +86,17 @@ pub(super) fn document_routes() -> OpenApiRouter<Arc<Api>> {
     request_body(content((Vec<u8> = "application/octet-stream")), description = "The payload, of any type"),
     responses(
         (status = 202, description = "It is accepted for later, where the gateway answers; or what the function answers", content(
-            (Accepted = "application/json"), (Vec<u8> = "*/*"))),
+            (Accepted = "application/json"), (Vec<u8> = "*/*")), headers(
+            ("Location" = String, description = "Where its state is, where it is accepted for later"),
+            ("Preference-Applied" = String, description = "`respond-async`, where that was followed"),
+            ("X-Function-Answered-By" = String, description = "`function` or `gateway`"),
+            ("X-Function-Invocation-Id" = InvocationId, description = "The execution"),
+        )),
         (status = "default", description = "What the function answers, or a problem document of the gateway's", headers(
             ("X-Function-Answered-By" = String, description = "`function` or `gateway`"),
             ("X-Function-Invocation-Id" = InvocationId, description = "The execution"),
             ("X-Function-Outcome" = String, description = "What the function made of it: `succeeded`, `rejected` or `failed`"),
+            ("X-Function-Failure" = String, description = "How it failed, in its own words"),
             ("Server-Timing" = String, description = "The time of each phase so far, in milliseconds"),
         )),
     ),

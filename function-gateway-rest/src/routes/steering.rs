@@ -63,7 +63,8 @@ impl Steering {
         if is_preferred || route == Route::Submit {
             // Nobody is there when the function answers.
             headers.remove(PREFER);
-            let patience = preferences.wait.filter(|_| is_preferred).unwrap_or_default().min(MAX_WAIT);
+            // What is sent to be put off is answered as that.
+            let patience = preferences.wait.filter(|_| route == Route::Invoke).unwrap_or_default().min(MAX_WAIT);
             let submit = Submit { options: options.unwrap_or_default(), patience, is_preferred };
             return Ok(Self { submit: Some(submit), idempotency_key });
         }
@@ -189,7 +190,7 @@ mod tests {
                 sent.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))),
             )
         };
-        for (route, patience) in [(Route::Invoke, 3), (Route::Submit, 3)] {
+        for (route, patience) in [(Route::Invoke, 3), (Route::Submit, 0)] {
             let mut headers = headers();
             let steering = Steering::take(&mut headers, route).unwrap();
             let submit = steering.submit.unwrap();

@@ -1,6 +1,7 @@
 //! Threads that serve clients, each with a runtime of its own, so that a request stays on one processor.
 
 use std::num::NonZeroUsize;
+use std::sync::mpsc;
 use std::{io, thread};
 
 use tokio::runtime::{Builder, Handle};
@@ -35,13 +36,19 @@ impl Threads {
 }
 
 fn start(number: usize) -> io::Result<(Handle, oneshot::Sender<()>)> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let handle = runtime.handle().clone();
     let (alive, ended) = oneshot::channel();
+    let (told, started) = mpsc::channel();
+    // Made there: one that is dropped here, where no thread is to be had, would panic in a caller who is on a runtime.
     thread::Builder::new().name(format!("serve-{number}")).spawn(move || {
-        // Nothing is ever sent.
-        let _ = runtime.block_on(ended);
+        let runtime = match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(told.send(Err(error))),
+        };
+        if told.send(Ok(runtime.handle().clone())).is_ok() {
+            // Nothing is ever sent.
+            let _ = runtime.block_on(ended);
+        }
         runtime.shutdown_background();
     })?;
-    Ok((handle, alive))
+    Ok((started.recv().map_err(io::Error::other)??, alive))
 }

@@ -164,8 +164,6 @@ async fn keys_are_listed_part_by_part() {
     }
 }
 
-/// A principal that may do everything, whoever asks.
-
 #[tokio::test]
 async fn who_bears_the_name_of_the_caller_makes_no_key_of_that_name() {
     let me = Principal::new("acme".parse().unwrap(), "me".parse().unwrap()).with_scope("admin");

@@ -123,6 +123,7 @@ impl Connection {
                 // The status comes first: of the static table, or in Huffman's code.
                 HEADERS => match payload[..] {
                     [0x88, ..] => return format!("200 on {stream}"),
+                    [0x8c, ..] => return format!("400 on {stream}"),
                     [0x48, 0x83, 0x69, 0x90, 0xff, ..] => return format!("431 on {stream}"),
                     _ => return format!("{payload:x?} on {stream}"),
                 },
@@ -190,6 +191,8 @@ async fn a_request_that_is_malformed_is_refused() {
         ("a second path", led_by((":path", "/healthz")), RESET),
         ("a status", led_by((":status", "200")), RESET),
         ("a field that no HTTP has", led_by((":own", "1")), AWAY),
+        ("another host than its authority", with(WHOLE, &[("host", "y")]), "400 on 1"),
+        ("two hosts", with(WHOLE, &[("host", "x"), ("host", "x")]), "400 on 1"),
         ("a path that is empty", with_path(""), RESET),
         ("a path without a slash", with_path("v1/me"), RESET),
         ("a name in upper case", with(WHOLE, &[("X-Own", "1")]), AWAY),

@@ -533,10 +533,11 @@ async fn a_queue_that_does_not_answer_in_the_callers_time_may_have_accepted() {
     let server = Server::with(Setup { gateway: Box::new(hangs), ..Setup::default() }).await;
     server.create("echo").await;
     let id = "0190a5e4-0000-7000-8000-000000000001";
-    let hasty = submission(&server, "echo").header("x-function-timeout-ms", "50");
-    let late = hasty.header("x-function-invocation-id", id).send().await.unwrap();
-    let late = problem(late, 504, "deadline_exceeded").await;
-    assert_eq!((&late["delivery"], &late["context"]["invocation"]), (&json!("unknown"), &json!(id)));
+    for request in [submission(&server, "echo"), call(&server, "echo", "invocations").header("idempotency-key", "k")] {
+        let hasty = request.header("x-function-timeout-ms", "50").header("x-function-invocation-id", id);
+        let late = problem(hasty.send().await.unwrap(), 504, "deadline_exceeded").await;
+        assert_eq!((&late["delivery"], &late["context"]["invocation"]), (&json!("unknown"), &json!(id)));
+    }
 }
 
 #[tokio::test]

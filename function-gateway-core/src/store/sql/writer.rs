@@ -17,7 +17,7 @@ use super::fault::{Fault, FaultKind};
 use super::retention::Crowded;
 use super::steps::Step;
 use crate::store::{check_begin, check_finish, kept_bytes};
-use crate::{Delivery, Error, ErrorKind, InvocationId, InvocationRecord, QueueNotifier, Result};
+use crate::{Deadline, Delivery, Error, ErrorKind, InvocationId, InvocationRecord, QueueNotifier, Result};
 
 /// How many records are written in one transaction at most.
 const BATCH: usize = 512;
@@ -368,7 +368,7 @@ impl Task {
                     return !queue.jobs.is_empty() || !queue.closed;
                 }
                 if until.is_none() && !queue.jobs.is_empty() {
-                    until = Some(Instant::now() + self.interval);
+                    until = Some(Instant::from(Deadline::after(self.interval).instant()));
                 }
             }
             match until {

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Algorithm, Signed};
+use crate::auth::is_loopback;
 
 /// How many keys are tried for one token.
 const MAX_TRIED: usize = 8;
@@ -116,7 +116,7 @@ impl JwtKeys {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(invalid("the URL must not hold a user's name or password"));
         }
-        if !(url.scheme() == "https" || url.scheme() == "http" && is_loopback(&url)) {
+        if !(url.scheme() == "https" || url.scheme() == "http" && url.host_str().is_some_and(is_loopback)) {
             return Err(invalid("the URL must be https, unless its host is a loopback one"));
         }
         let client = client(&url).map_err(|error| {
@@ -185,12 +185,6 @@ impl fmt::Debug for JwtKeys {
 
 fn invalid(reason: &str) -> Error {
     Error::new(ErrorKind::InvalidArgument, reason.to_owned())
-}
-
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn client(url: &Url) -> std::result::Result<Client, reqwest::Error> {
