@@ -95,6 +95,11 @@ impl GatewayConfig {
         self.total_timeout(spec).unwrap_or(self.max_drain)
     }
 
+    /// How long somebody has a call from the queue for himself: longer than it can take.
+    pub(crate) fn lease_of(&self, spec: &FunctionSpec) -> Duration {
+        self.longest_call(spec).saturating_add(self.queue.lease_margin)
+    }
+
     pub(crate) fn request_limit(&self, spec: &FunctionSpec, capabilities: &DriverCapabilities) -> u64 {
         let limit = spec.limits.max_request_bytes.unwrap_or(self.max_request_bytes);
         limit.min(capabilities.max_request_bytes.unwrap_or(u64::MAX))

@@ -118,10 +118,10 @@ pub trait FunctionExecutor: std::fmt::Debug + Send + Sync + 'static {
     ///
     /// The stream has no deadline of its own. One that ends with an error is not complete: [`ErrorKind::ShuttingDown`];
     /// [`ErrorKind::Cancelled`] where its reader stands still while 16 attempts begin; [`ErrorKind::Lost`] of one that nobody
-    /// submitted and whose record says that it runs, though it can't any more; or an error of the store that does not pass.
+    /// submitted and whose record says that it runs past all of its time; or an error of the store that does not pass.
     ///
     /// What goes past `record.max_log_bytes` of the specification is not kept, and so not in it. Of several running calls
-    /// with one id, which a caller may bring, it is the log of the one that came last.
+    /// with one id, which a caller may bring, it is the log of what the reader has submitted, or of the one that came last.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] where the caller's tenant has no such execution: neither one that runs, as above, nor a record,
@@ -317,7 +317,7 @@ impl FunctionExecutor for Gateway {
         follow: bool,
     ) -> Result<BoxStream<'static, Result<Bytes>>> {
         let host = &self.host;
-        if let Some(call) = host.running.find(cx.tenant(), id) {
+        if let Some(call) = host.running.find(cx.tenant(), id, &cx.principal().id) {
             let function = (&call.revision.key.name, Some(&call.revision.owner));
             let is_own = call.submitter.as_ref().is_some_and(|submitter| *submitter == cx.principal().id);
             host.authorize_to_read(cx, is_own, Some(function)).await?;

@@ -357,7 +357,8 @@ impl Host {
                 retired.enter(RevisionState::Retired, now);
                 retired.failures = 0;
                 // The margin is for the time until this is written, and for clocks that differ.
-                retired.due_at = Some(now.plus(self.config.route_ttl + longest + self.config.drain_margin));
+                let margin = self.config.route_ttl.saturating_add(self.config.drain_margin);
+                retired.due_at = Some(now.plus(longest.saturating_add(margin)));
             }
         }
         Ok(())

@@ -64,11 +64,12 @@ impl RunningCalls {
         Running { calls: self.clone(), key, state: Arc::clone(state) }
     }
 
-    /// A tenant's call of an id, the one that came last.
-    pub(crate) fn find(&self, tenant: &TenantId, id: InvocationId) -> Option<RunningCall> {
+    /// A tenant's call of an id: what the reader has submitted, or the one that came last.
+    pub(crate) fn find(&self, tenant: &TenantId, id: InvocationId, reader: &PrincipalId) -> Option<RunningCall> {
         let list = self.list();
-        let mut same_id = list.calls.range((id, 0)..=(id, u64::MAX)).rev().map(|(_, call)| call);
-        same_id.find(|call| call.revision.key.tenant == *tenant).cloned()
+        let same_id = list.calls.range((id, 0)..=(id, u64::MAX)).map(|(_, call)| call);
+        let of_tenant = same_id.filter(|call| call.revision.key.tenant == *tenant);
+        of_tenant.max_by_key(|call| call.submitter.as_ref() == Some(reader)).cloned()
     }
 
     /// The attempts of an invocation that was submitted, those that run and those to come.
@@ -168,7 +169,8 @@ mod tests {
         let id = InvocationId::generate();
         let (acme, other) = (revision("acme"), revision("other"));
         let [first, second, foreign] = [call(id), call(id), call(id)];
-        let found = |tenant: &Arc<Revision>| calls.find(&tenant.key.tenant, id).map(|call| call.state);
+        let ada = "ada".parse().unwrap();
+        let found = |tenant: &Arc<Revision>| calls.find(&tenant.key.tenant, id, &ada).map(|call| call.state);
         let is = |state: Option<Arc<CallState>>, expected: &Arc<CallState>| {
             assert!(Arc::ptr_eq(&state.unwrap(), expected));
         };

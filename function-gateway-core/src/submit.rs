@@ -323,11 +323,13 @@ impl Host {
             .with_limits(self.queue_limits());
         let id = acceptance.submission.id;
         let accepted = by_deadline(cx.deadline(), pin!(queue.accept(acceptance))).await.map_err(|error| {
-            if error.kind() != ErrorKind::DeadlineExceeded {
-                return error;
+            let is_late = error.kind() == ErrorKind::DeadlineExceeded;
+            let error = if is_late { error.with_delivery(Delivery::Unknown) } else { error };
+            match error.delivery() {
+                // The commit was under way: it is to be found under its id where it was done.
+                Delivery::Unknown => error.with_context("invocation", id.to_string()),
+                _ => error,
             }
-            // The commit was under way: it is to be found under its id where it was done.
-            error.with_delivery(Delivery::Unknown).with_context("invocation", id.to_string())
         })?;
         match accepted {
             Accepted::New { .. } => {
@@ -397,7 +399,7 @@ impl Host {
         submission.origin = cx.origin();
         submission.pinned = *function.qualifier() != crate::Qualifier::Serving;
         let record = queued_record(&submission, Some(&let_in.serving.revision));
-        let lease = self.config.longest_call(&let_in.serving.revision.spec) + self.config.queue.lease_margin;
+        let lease = self.config.lease_of(&let_in.serving.revision.spec);
         let submission = Arc::new(submission);
         let acceptance = Acceptance::new(Arc::clone(&submission), Some(Arc::new(record)))
             .with_limits(self.queue_limits())

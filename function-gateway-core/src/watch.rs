@@ -13,7 +13,7 @@ use crate::running::{Attempts, RunningCall};
 use crate::worker::lost;
 use crate::{
     BoxStream, CallContext, CallState, Deadline, Error, ErrorKind, FunctionId, InvocationId, InvocationRecord,
-    PrincipalId, QueueSignal, Result, TenantId, Timestamp,
+    InvocationState, PrincipalId, QueueSignal, Result, TenantId, Timestamp,
 };
 
 /// How a wait for an invocation's end has ended.
@@ -37,16 +37,25 @@ struct Looks {
     pause: Duration,
     /// No look is sooner, however much ends: most of that is something else.
     rest: Duration,
+    most_rest: Duration,
 }
 
 impl Looks {
     const FIRST: Duration = Duration::from_millis(50);
     const MOST: Duration = Duration::from_secs(1);
 
+    const LEAST: Duration = Duration::from_millis(1);
+
     /// From before the first look on, so that no ending in between is missed.
-    fn begin(host: &Host) -> Self {
+    fn begin(host: &Host, most_rest: Duration) -> Self {
         let endings = host.queue.as_ref().map(|queue| queue.endings());
-        Self { endings, is_told: false, last: Instant::now(), pause: Self::FIRST, rest: Duration::from_millis(1) }
+        let (last, pause, rest) = (Instant::now(), Self::FIRST, Self::LEAST);
+        Self { endings, is_told: false, last, pause, rest, most_rest }
+    }
+
+    /// The end is likely to be near.
+    fn hasten(&mut self) {
+        (self.pause, self.rest) = (Self::FIRST, Self::LEAST);
     }
 
     /// Waits until it is time for the next look. Cancel-safe.
@@ -65,7 +74,7 @@ impl Looks {
             self.is_told = true;
         }
         tokio::time::sleep_until(self.last + self.rest).await;
-        (self.is_told, self.last, self.rest) = (false, Instant::now(), (self.rest * 2).min(Self::FIRST));
+        (self.is_told, self.last, self.rest) = (false, Instant::now(), (self.rest * 2).min(self.most_rest));
     }
 }
 
@@ -73,7 +82,8 @@ impl Host {
     /// Waits for the end of an invocation that was submitted.
     pub(crate) async fn wait(&self, cx: &CallContext, id: InvocationId, patience: Duration) -> Result<Waited> {
         self.queue()?;
-        let mut looks = Looks::begin(self);
+        // Somebody waits for the answer.
+        let mut looks = Looks::begin(self, Looks::FIRST);
         self.recorded(cx, id).await?;
         let until = Deadline::after(patience).instant().into();
         loop {
@@ -96,7 +106,8 @@ impl Host {
     /// written, and of the last one as it was recorded where it was made elsewhere.
     pub(crate) fn follow_logs(self: &Arc<Self>, followed: Followed) -> BoxStream<'static, Result<Bytes>> {
         let attempts = followed.submitter.is_some().then(|| self.running.follow(followed.id));
-        let looks = Looks::begin(self);
+        // What is followed is told as it comes, but for its end.
+        let looks = Looks::begin(self, Looks::MOST);
         let follower = LogFollower { host: Arc::clone(self), followed, attempts, read: None, looks, closes: None };
         let parts = stream::try_unfold(Some(follower), |follower| async move {
             let Some(mut follower) = follower else { return Ok::<_, Error>(None) };
@@ -112,15 +123,13 @@ impl Host {
     pub(crate) async fn followed(&self, record: &InvocationRecord) -> Result<Followed> {
         let (tenant, function) = (record.key.tenant.clone(), record.function);
         let is_submitted = record.lineage.is_some();
-        let over_at = match is_submitted {
+        let revision = match is_submitted {
             true => None,
-            false => {
-                let revision = self.functions.revision(&tenant, function, record.generation).await?;
-                let longest =
-                    revision.map_or(self.config.max_drain, |revision| self.config.longest_call(&revision.spec));
-                Some(record.created_at.plus(longest + self.config.queue.lease_margin))
-            }
+            false => self.functions.revision(&tenant, function, record.generation).await?,
         };
+        // Of a stream without a total time nobody knows.
+        let total = revision.and_then(|revision| self.config.total_timeout(&revision.spec));
+        let over_at = total.map(|total| record.created_at.plus(total.saturating_add(self.config.queue.lease_margin)));
         let submitter = is_submitted.then(|| record.caller.clone());
         Ok(Followed { id: record.id, tenant, function, submitter, over_at })
     }
@@ -142,7 +151,8 @@ pub(crate) struct Followed {
     pub(crate) function: FunctionId,
     /// Who submitted it, where somebody did.
     pub(crate) submitter: Option<PrincipalId>,
-    /// When one that nobody submitted has ended at the latest: the record of one whose gateway was killed stays `running`.
+    /// When one that nobody submitted has ended at the latest, where that is known: the record of one whose gateway was killed
+    /// stays `running`.
     pub(crate) over_at: Option<Timestamp>,
 }
 
@@ -213,8 +223,14 @@ impl LogFollower {
         let Followed { id, tenant, over_at, .. } = &self.followed;
         Ok(match self.host.invocations.get(tenant, *id).await {
             Ok(Some(record)) if record.state.is_final() => Some(Some(record)),
-            Ok(Some(_)) if over_at.is_some_and(|at| self.host.clock.now() > at) => return Err(lost()),
             Ok(None) => Some(None),
+            Ok(Some(_)) if over_at.is_some_and(|at| self.host.clock.now() > at) => return Err(lost()),
+            // It waits for another attempt, which is not made here any more.
+            Ok(Some(record))
+                if record.state == InvocationState::Queued && self.host.lifetime.closing.is_cancelled() =>
+            {
+                return Err(shutting_down());
+            }
             Ok(Some(_)) => None,
             // It may be told at the next look.
             Err(error) if error.is_transient() => None,
@@ -243,6 +259,8 @@ impl LogFollower {
         let Followed { tenant, function, submitter, .. } = &self.followed;
         let RunningCall { revision, state, submitter: of } = call;
         let is_followed = revision.key.tenant == *tenant && revision.function == *function && of == *submitter;
+        // Once it is read, its record is about to be there.
+        self.looks.hasten();
         is_followed.then(|| Arc::clone(self.read.insert(state)))
     }
 

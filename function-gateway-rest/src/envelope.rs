@@ -54,7 +54,28 @@ impl StreamId {
 ///
 /// Each request is one event of the target `function_gateway::access` at level INFO, when its answer begins, with the fields
 /// `method`, `path`, `status`, `took_us`, `request_id` and, where it is known, `tenant` and `principal`.
-pub(crate) fn envelope(mut request: Request, next: Next) -> impl Future<Output = Response> + Send {
+pub(crate) fn envelope(request: Request, next: Next) -> impl Future<Output = Response> + Send {
+    let unfit = unfit_host(&request);
+    enclosed(request, move |request| match unfit {
+        Some(reason) => Either::Left(ready(not_right(reason))),
+        None => Either::Right(caught(next.run(request))),
+    })
+}
+
+/// The answer to a request that no router gets.
+#[cfg(feature = "serve")]
+pub(crate) fn refused(request: Request, reason: &'static str) -> impl Future<Output = Response> + Send {
+    enclosed(request, move |_| ready(not_right(reason)))
+}
+
+fn not_right(reason: &'static str) -> Response {
+    Problem::from(Error::new(ErrorKind::InvalidArgument, reason)).into_response()
+}
+
+fn enclosed<F>(mut request: Request, answer: impl FnOnce(Request) -> F) -> impl Future<Output = Response> + Send
+where
+    F: Future<Output = Response> + Send,
+{
     let id = request_id(&request);
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     let logged = tracing::enabled!(target: "function_gateway::access", tracing::Level::INFO).then(|| {
@@ -62,12 +83,7 @@ pub(crate) fn envelope(mut request: Request, next: Next) -> impl Future<Output =
         request.extensions_mut().insert(log.clone());
         (log, request.method().clone(), request.uri().path().to_owned(), Instant::now())
     });
-    let answer = match unfit_host(&request) {
-        Some(message) => {
-            Either::Left(ready(Problem::from(Error::new(ErrorKind::InvalidArgument, message)).into_response()))
-        }
-        None => Either::Right(caught(next.run(request))),
-    };
+    let answer = answer(request);
     async move {
         let id_text = id.to_str().unwrap_or_default();
         let mut response = answer.await;
@@ -101,15 +117,11 @@ pub(crate) fn envelope(mut request: Request, next: Next) -> impl Future<Output =
     }
 }
 
-/// Of a request of HTTP/1.1 that names no host, which servers tell and those who make requests by hand need not.
-#[derive(Clone)]
-pub(crate) struct NoHost;
-
-/// Why two readers could take a request for one of different hosts (RFC 9112, section 3.2; RFC 9113, section 8.3.1).
-fn unfit_host(request: &Request) -> Option<&'static str> {
+/// Why two readers could take a request for one of different hosts (RFC 9112, section 3.2; RFC 9113, section 8.3.1). One that names
+/// none is a server's to refuse: those who make requests of a router by hand need not name any.
+pub(crate) fn unfit_host(request: &Request) -> Option<&'static str> {
     let mut hosts = request.headers().get_all(header::HOST).iter().map(HeaderValue::as_bytes);
     match (hosts.next(), hosts.next()) {
-        (None, _) if request.extensions().get::<NoHost>().is_some() => Some("the request has no `Host`; one is needed"),
         (_, Some(_)) => Some("the request has more than one `Host`"),
         (Some(host), None) if !host.iter().all(is_of_host) => Some("the request's `Host` is none"),
         (Some(host), None) if request.version() == Version::HTTP_2 => {

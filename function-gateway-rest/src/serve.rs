@@ -32,7 +32,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep};
 use tower::ServiceExt as _;
 
-use crate::envelope::NoHost;
+use crate::envelope::{refused, unfit_host};
 
 pub use threads::Threads;
 
@@ -43,7 +43,7 @@ pub struct ServeOptions {
     /// How long a client may take to send the head of a request, and how long a connection may be without one. A client of HTTP/2
     /// is told first, and has up to 5 s more to let go. Default: 30 s.
     pub header_timeout: Duration,
-    /// The largest head of a request, in bytes. Default: 64 KiB.
+    /// The largest head of a request, in bytes; 8 KiB at least. Default: 64 KiB.
     pub max_header_bytes: usize,
     /// How many connections there are at most; further ones wait to be accepted. Default: 10,000.
     pub max_connections: usize,
@@ -138,6 +138,8 @@ impl ServeOptions {
     }
 }
 
+/// hyper adds it to the time of the day.
+const NEVER: Duration = Duration::from_secs(86400 * 365);
 /// hyper's least buffer for HTTP/1 heads.
 const MIN_HEADER_BYTES: usize = 8192;
 /// Between two tries to accept where the process has no file descriptor left.
@@ -284,17 +286,18 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for On {
 
 fn builder(options: &ServeOptions) -> auto::Builder<On> {
     let mut builder = auto::Builder::new(On(Handle::current()));
+    let header_bytes = options.max_header_bytes.max(MIN_HEADER_BYTES);
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(options.header_timeout)
-        .max_buf_size(options.max_header_bytes.max(MIN_HEADER_BYTES));
+        .header_read_timeout(options.header_timeout.min(NEVER))
+        .max_buf_size(header_bytes);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(H2_PING_EVERY)
         .max_concurrent_streams(options.max_streams)
-        .max_header_list_size(u32::try_from(options.max_header_bytes).unwrap_or(u32::MAX));
+        .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX));
     builder
 }
 
@@ -310,13 +313,17 @@ async fn connection(
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request: Request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(axum::extract::ConnectInfo(peer));
-        if request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST) {
-            request.extensions_mut().insert(NoHost);
-        }
+        let unfit = match request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST) {
+            true => Some("the request has no `Host`; one is needed"),
+            false => unfit_host(&request),
+        };
         let stream = counted.begin(request.version());
         let router = router.clone();
         async move {
-            let response: Response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
+            let response: Response = match unfit {
+                Some(reason) => refused(request, reason).await,
+                None => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
+            };
             Ok::<_, Infallible>(response.map(|body| Counted { body, stream }))
         }
     });
@@ -433,7 +440,8 @@ impl Streams {
     /// Waits until something has been so for longer than it may.
     async fn overdue(&self, bounds: Bounds, closing: Option<Instant>) -> Overdue {
         // What begins while this waits is not due before.
-        let again = bounds.idle.min(bounds.unread).max(Duration::from_millis(1));
+        let least = bounds.idle.min(bounds.unread).max(Duration::from_millis(1));
+        let again = closing.map_or(least, |_| least.min(LET_GO));
         while let Some((since, bound, overdue)) = self.next(bounds, closing) {
             let left = since.map(|since| bound.saturating_sub(since.elapsed()));
             if left.is_some_and(|left| left.is_zero()) {
@@ -672,7 +680,13 @@ mod tests {
         // Given up by the client.
         drop(left);
         assert_eq!(overdue(&streams, None).await, None);
-        drop((read_on, waits));
+        // The last one ends while the connection closes.
+        let waiting = tokio::time::timeout(LET_GO * 3, streams.overdue(BOUNDS, Some(Instant::now())));
+        let ends = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            drop((read_on, waits));
+        };
+        assert_eq!(tokio::join!(waiting, ends).0.ok(), Some(Overdue::Idle));
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(overdue(&streams, None).await, Some(Overdue::Idle));
         let closing = Some(Instant::now());

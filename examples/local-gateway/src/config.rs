@@ -102,7 +102,7 @@ impl Cors {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Limits {
     pub(crate) max_connections: usize,
-    pub(crate) max_streams: u32,
+    pub(crate) max_streams: NonZeroU32,
     pub(crate) max_header_bytes: usize,
     pub(crate) max_document_bytes: u64,
     pub(crate) max_request_bytes: u64,
@@ -111,13 +111,13 @@ pub(crate) struct Limits {
     pub(crate) max_queued: u32,
     pub(crate) total_timeout_ms: u64,
     pub(crate) idle_timeout_ms: u64,
-    pub(crate) header_timeout_ms: u64,
-    pub(crate) document_timeout_ms: u64,
-    pub(crate) upload_idle_timeout_ms: u64,
-    pub(crate) reader_pause_ms: u64,
-    pub(crate) write_timeout_ms: u64,
+    pub(crate) header_timeout_ms: NonZeroU64,
+    pub(crate) document_timeout_ms: NonZeroU64,
+    pub(crate) upload_idle_timeout_ms: NonZeroU64,
+    pub(crate) reader_pause_ms: NonZeroU64,
+    pub(crate) write_timeout_ms: NonZeroU64,
     pub(crate) manage_wait_ms: u64,
-    pub(crate) driver_timeout_ms: u64,
+    pub(crate) driver_timeout_ms: NonZeroU64,
     pub(crate) ready_timeout_ms: u64,
     pub(crate) shutdown_grace_ms: u64,
 }
@@ -217,6 +217,8 @@ pub(crate) enum DriverKind {
 /// The name of the driver that there is where none is configured.
 const DEFAULT_DRIVER: &str = "local";
 
+/// As small as the library has it.
+const MIN_HEADER_BYTES: usize = 8192;
 const MIN_LEASE_MARGIN_MS: u64 = 1000;
 
 impl Config {
@@ -245,6 +247,9 @@ impl Config {
         if self.workers.max_per_tenant.is_some_and(|most| most > self.workers.concurrency) {
             let reason = format!("is at most workers.concurrency, which is {}", self.workers.concurrency);
             return Err(sources.wrong("workers.max_per_tenant", &reason));
+        }
+        if self.limits.max_header_bytes < MIN_HEADER_BYTES {
+            return Err(sources.wrong("limits.max_header_bytes", &format!("is at least {MIN_HEADER_BYTES}")));
         }
         if self.queue.lease_margin_ms < MIN_LEASE_MARGIN_MS {
             let reason = format!("is at least {MIN_LEASE_MARGIN_MS}: the end of a call has to be written in this time");

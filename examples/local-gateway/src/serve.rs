@@ -85,10 +85,10 @@ fn serve_options(config: &Config) -> ServeOptions {
     let limits = &config.limits;
     ServeOptions::default()
         .with_max_connections(limits.max_connections)
-        .with_max_streams(limits.max_streams)
+        .with_max_streams(limits.max_streams.get())
         .with_max_header_bytes(limits.max_header_bytes)
-        .with_header_timeout(Duration::from_millis(limits.header_timeout_ms))
-        .with_write_timeout(Duration::from_millis(limits.write_timeout_ms))
+        .with_header_timeout(Duration::from_millis(limits.header_timeout_ms.get()))
+        .with_write_timeout(Duration::from_millis(limits.write_timeout_ms.get()))
         .with_grace(Duration::from_millis(limits.shutdown_grace_ms))
 }
 
@@ -96,8 +96,8 @@ fn rest_options(config: &Config) -> Result<RestOptions> {
     let limits = &config.limits;
     let options = RestOptions::default()
         .with_max_document_bytes(limits.max_document_bytes)
-        .with_document_timeout(Duration::from_millis(limits.document_timeout_ms))
-        .with_upload_idle_timeout(Duration::from_millis(limits.upload_idle_timeout_ms));
+        .with_document_timeout(Duration::from_millis(limits.document_timeout_ms.get()))
+        .with_upload_idle_timeout(Duration::from_millis(limits.upload_idle_timeout_ms.get()));
     Ok(match config.cors.allowed()? {
         Some(cors) => options.with_cors(cors),
         None => options,
@@ -154,9 +154,9 @@ fn gateway_config(config: &Config) -> GatewayConfig {
     gateway.max_queued = limits.max_queued;
     gateway.default_total_timeout = Duration::from_millis(limits.total_timeout_ms);
     gateway.default_idle_timeout = Duration::from_millis(limits.idle_timeout_ms);
-    gateway.max_reader_pause = Duration::from_millis(limits.reader_pause_ms);
+    gateway.max_reader_pause = Duration::from_millis(limits.reader_pause_ms.get());
     gateway.default_manage_wait = Duration::from_millis(limits.manage_wait_ms);
-    gateway.driver_timeout = Duration::from_millis(limits.driver_timeout_ms);
+    gateway.driver_timeout = Duration::from_millis(limits.driver_timeout_ms.get());
     gateway.default_ready_timeout = Duration::from_millis(limits.ready_timeout_ms);
     gateway.queue.max_per_function = queue.max_per_function;
     gateway.queue.max_per_tenant = queue.max_per_tenant;
@@ -386,10 +386,18 @@ mod tests {
             let (rest, serve) = (rest_options(config).unwrap(), serve_options(config));
             format!("{:?}{rest:?}{serve:?}", gateway_config(config))
         };
+        // What has another name there.
+        let names =
+            [("shutdown_grace", "grace"), ("reader_pause", "max_reader_pause"), ("manage_wait", "default_manage_wait")];
         for limit in settings::of("limits") {
             let set = shown(&settings::with(limit, "123456"));
+            let limit = limit.trim_start_matches("limits.").trim_end_matches("_ms");
+            let name = names.iter().find(|(ours, _)| *ours == limit).map_or(limit, |(_, name)| name);
             // As a number, or as milliseconds.
-            let holds = set.contains(": 123456,") || set.contains(": 123.456s,");
+            let holds = [": 123456", ": 123.456s"].iter().any(|value| {
+                let field = format!("{name}{value}");
+                set.contains(&format!(" {field}")) || set.contains(&format!(" default_{field}"))
+            });
             assert!(holds, "{limit}: {set}");
         }
     }

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::ending::{Claim, interrupted, lost, policy_of, too_late};
+use crate::body::timeout;
 use crate::host::Host;
 use crate::invocation::{DurableStart, QueuedCall};
 use crate::queue::queue_lease_lost;
@@ -198,6 +199,10 @@ impl Host {
         };
         let (cx, extensions) = call.unwrap_or_else(|| (context(submission), http::Extensions::new()));
         request.extensions = extensions;
+        if is_awaited && cx.deadline().is_some_and(Deadline::has_passed) {
+            // It took all of the caller's time to be accepted.
+            return Ok(Outcome::unsent(started_at, Some(serving), timeout("total", Delivery::NotSent)));
+        }
         // Its own, so that whoever ends this one does not end all that its caller does under the same signal.
         let (cancellation, of_caller) = (Cancellation::new(), cx.cancellation().cloned());
         let _cancellable = self.cancellations.enter(submission.id, &cancellation);
@@ -391,7 +396,7 @@ impl Host {
     fn dispatch(&self, taken: &TakenInvocation, serving: &Serving, policy: &AsyncPolicy) -> DurableStart {
         let spec = &serving.revision.spec;
         // Longer than the call can take, so that nobody else gets it while it runs.
-        let lease = self.config.longest_call(spec) + self.config.queue.lease_margin;
+        let lease = self.config.lease_of(spec);
         let dispatch =
             Dispatch::new(taken.invocation.attempts + 1, lease).repeatable(spec.idempotent || policy.at_least_once);
         let (queue, lease) = (self.queue.clone(), taken.lease);

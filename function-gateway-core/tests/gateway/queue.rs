@@ -9,11 +9,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use function_gateway_core::store::memory::{MemoryStore, MemoryStoreOptions};
 use function_gateway_core::{
-    AsyncPolicy, CallContext, Callback, CallbackSender, CallbackTarget, Clock as _, DeadLetterFilter, Deadline,
-    Delivery, Destination, Dispatch, Due, Error, ErrorClass, ErrorKind, FunctionExecutor as _, FunctionManager as _,
-    FunctionSpec, GatewayConfig, InvocationId, InvocationQueue as _, InvocationRecord, InvocationState, InvokeRequest,
-    Origin, PageRequest, Precondition, QueueManager as _, QueueState, Receipt, RecordMode, RecordPolicy, Result,
-    Sequence, SubmitOptions, TakeRequest, TimedPhase, Waited, WorkerConfig, Workers,
+    Acceptance, Accepted, AsyncPolicy, CallContext, Callback, CallbackSender, CallbackTarget, Cancelling, Clock as _,
+    DeadLetterFilter, Deadline, Delivery, Destination, Dispatch, Due, Error, ErrorClass, ErrorKind,
+    FunctionExecutor as _, FunctionId, FunctionManager as _, FunctionName, FunctionSpec, GatewayConfig, Generation,
+    InvocationId, InvocationQueue, InvocationRecord, InvocationState, InvokeRequest, Origin, Page, PageRequest,
+    Precondition, QueueDepth, QueueLease, QueueManager as _, QueueSignal, QueueState, QueuedInvocation, Receipt,
+    RecordMode, RecordPolicy, Result, Sequence, Settlement, SubmitOptions, TakeRequest, Taken, TenantId, TimedPhase,
+    Waited, WorkerConfig, Workers,
 };
 use function_gateway_testkit::{Engine, Gate, Handler, ManualClock, Op};
 use http::StatusCode;
@@ -734,6 +736,107 @@ async fn a_deadline_of_a_keyed_call_holds() {
     let call = InvokeRequest::new("x").with_idempotency_key("k");
     let error = soon(setup.gateway.invoke(&cx, &function("f"), call)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+}
+
+/// A queue that takes its time to accept.
+#[derive(Debug)]
+struct Late(Arc<MemoryStore>, Gate);
+
+#[async_trait]
+impl InvocationQueue for Late {
+    async fn accept(&self, acceptance: Acceptance) -> Result<Accepted> {
+        self.1.pass().await;
+        self.0.accept(acceptance).await
+    }
+
+    async fn take(&self, request: &TakeRequest) -> Result<Taken> {
+        self.0.take(request).await
+    }
+
+    async fn dispatch(&self, lease: &QueueLease, dispatch: Dispatch) -> Result<()> {
+        self.0.dispatch(lease, dispatch).await
+    }
+
+    async fn settle(&self, lease: &QueueLease, settlement: Settlement) -> Result<()> {
+        self.0.settle(lease, settlement).await
+    }
+
+    async fn cancel(&self, tenant: &TenantId, id: InvocationId, lease: Duration) -> Result<Cancelling> {
+        self.0.cancel(tenant, id, lease).await
+    }
+
+    async fn cancelled(&self, ids: &[InvocationId]) -> Result<Vec<InvocationId>> {
+        self.0.cancelled(ids).await
+    }
+
+    async fn queued(&self, tenant: &TenantId, id: InvocationId) -> Result<Option<Arc<QueuedInvocation>>> {
+        self.0.queued(tenant, id).await
+    }
+
+    async fn dead_letters(
+        &self,
+        tenant: &TenantId,
+        filter: &DeadLetterFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Arc<QueuedInvocation>>> {
+        self.0.dead_letters(tenant, filter, page).await
+    }
+
+    async fn redrive(&self, tenant: &TenantId, id: InvocationId, again: Acceptance, keep: Duration) -> Result<()> {
+        self.0.redrive(tenant, id, again, keep).await
+    }
+
+    async fn purge(&self, tenant: &TenantId, id: InvocationId) -> Result<()> {
+        self.0.purge(tenant, id).await
+    }
+
+    async fn depth(&self, tenant: &TenantId, name: Option<&FunctionName>) -> Result<QueueDepth> {
+        self.0.depth(tenant, name).await
+    }
+
+    async fn pinned(&self, function: FunctionId, generation: Generation) -> Result<u64> {
+        self.0.pinned(function, generation).await
+    }
+
+    async fn expire(&self, limit: usize) -> Result<u64> {
+        self.0.expire(limit).await
+    }
+
+    fn arrivals(&self) -> QueueSignal {
+        self.0.arrivals()
+    }
+
+    fn endings(&self) -> QueueSignal {
+        self.0.endings()
+    }
+}
+
+#[tokio::test]
+async fn a_keyed_call_that_is_accepted_too_late_is_not_made_and_frees_its_key() {
+    let (setup, gate) = (gateway().await, Gate::new());
+    let late = Arc::new(Late(Arc::clone(&setup.store), gate.clone()));
+    let gateway = over(&setup.store, &setup.engine).queue(late).build().await.unwrap();
+    let setup = Setup { gateway, ..setup };
+    create(&setup, "f", spec()).await;
+    let call = || InvokeRequest::new("x").with_idempotency_key("k");
+    let id = InvocationId::generate();
+    let hasty = cx().with_deadline(Deadline::after(Duration::from_millis(50))).with_invocation_id(id);
+    let error = soon(setup.gateway.invoke(&hasty, &function("f"), call())).await.unwrap_err();
+    assert_eq!((error.kind(), error.delivery()), (ErrorKind::DeadlineExceeded, Delivery::Unknown));
+    assert_eq!(error.context_value("invocation"), Some(&*id.to_string()));
+    gate.open();
+    soon(async {
+        // It is accepted some time after.
+        while setup.gateway.execution(&cx(), id).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let record = ended(&setup, id).await;
+    let delivery = record.failure.as_ref().map(|failure| failure.delivery);
+    assert_eq!((record.state, delivery), (InvocationState::TimedOut, Some(Delivery::NotSent)));
+    assert_eq!(setup.engine.count(Op::Invoke), 0);
+    assert_eq!(body(setup.gateway.invoke(&cx(), &function("f"), call()).await.unwrap()).await, "x");
 }
 
 /// Waits until a function has been called so often.

@@ -168,21 +168,28 @@ impl Server {
         TcpStream::connect(self.address).await.unwrap()
     }
 
-    /// What is answered to a body of which a part does not come.
-    pub(crate) async fn send_half(&self, method: &str, path: &str, content_type: &str) -> String {
+    /// What is answered to a body of which a part does not come; where the client closes its side, it never will.
+    pub(crate) async fn send_half(&self, method: &str, path: &str, content_type: &str, closes: bool) -> String {
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: {content_type}\r\n\
              content-length: 9\r\n\r\n{{",
             self.admin
         );
-        self.raw(request.as_bytes()).await
+        self.answer_to(request.as_bytes(), closes).await
     }
 
     /// What is answered to bytes, until the server closes the connection.
     pub(crate) async fn raw(&self, request: &[u8]) -> String {
+        self.answer_to(request, false).await
+    }
+
+    async fn answer_to(&self, request: &[u8], closes: bool) -> String {
         let mut stream = self.connect().await;
         // The server may refuse before it has read everything.
         let _ = stream.write_all(request).await;
+        if closes {
+            let _ = stream.shutdown().await;
+        }
         let mut answer = Vec::new();
         let _ = tokio::time::timeout(LONG, stream.read_to_end(&mut answer)).await.unwrap();
         String::from_utf8_lossy(&answer).into_owned()

@@ -343,6 +343,8 @@ async fn an_event_that_is_too_large_or_does_not_come_is_refused() {
     let server = Server::with_options(options).await;
     let large = publish(&server).header("content-type", "application/cloudevents+json").body(" ".repeat(201));
     problem(large.send().await.unwrap(), 413, "payload_too_large").await;
-    let late = server.send_half("POST", "/v1/events", "application/cloudevents+json").await;
-    assert!(late.starts_with("HTTP/1.1 408") && late.contains("request_timeout"), "{late}");
+    for (closes, expected, code) in [(false, "HTTP/1.1 408", "request_timeout"), (true, "HTTP/1.1 499", "cancelled")] {
+        let late = server.send_half("POST", "/v1/events", "application/cloudevents+json", closes).await;
+        assert!(late.starts_with(expected) && late.contains(code), "{late}");
+    }
 }

@@ -438,8 +438,10 @@ async fn every_route_that_takes_a_document_says_what_is_wrong_with_one() {
         let other = request().header("content-type", "text/plain").body("{}").send().await.unwrap();
         problem(other, 415, "unsupported_media_type").await;
         problem(typed().body("{").send().await.unwrap(), 400, "invalid_argument").await;
-        let late = server.send_half(method, path, content_type).await;
+        let late = server.send_half(method, path, content_type, false).await;
         assert!(late.starts_with("HTTP/1.1 408") && late.contains("request_timeout"), "{method} {path}: {late}");
+        let gone = server.send_half(method, path, content_type, true).await;
+        assert!(gone.starts_with("HTTP/1.1 499") && gone.contains("cancelled"), "{method} {path}: {gone}");
     }
 }
 

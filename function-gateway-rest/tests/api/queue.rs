@@ -1,15 +1,16 @@
 //! Executions that outlive their caller: submitted, waited for, cancelled, dead, redriven.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use function_gateway_core::store::memory::MemoryStore;
 use function_gateway_core::{
     Acceptance, Accepted, Cancelling, DeadLetterFilter, Dispatch, Error, ErrorKind, FunctionId, FunctionName,
-    GatewayBuilder, GatewayConfig, GatewayId, Generation, InvocationId, InvocationQueue, Page, PageRequest, QueueDepth,
-    QueueLease, QueueNotifier, QueueSignal, QueuedInvocation, Result, Settlement, TakeRequest, Taken, TenantId,
-    WorkerConfig, Workers,
+    GatewayBuilder, GatewayConfig, GatewayId, Generation, InvocationId, InvocationQueue, InvokeResponse, Page,
+    PageRequest, QueueDepth, QueueLease, QueueNotifier, QueueSignal, QueuedInvocation, Result, Settlement, TakeRequest,
+    Taken, TenantId, WorkerConfig, Workers,
 };
 use function_gateway_testkit::{Gate, Handler, Op};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -525,6 +526,34 @@ async fn nothing_is_accepted_that_is_not_kept() {
         store_fails(request).await;
     }
     assert_eq!(server.engine.count(Op::Invoke), 0);
+}
+
+#[tokio::test]
+async fn the_log_of_what_is_queued_is_followed_from_before_it_begins() {
+    let server = Server::start().await;
+    let policy = json!({"initial_backoff_ms": 1, "max_backoff_ms": 5});
+    server.create_with("tries", json!({"idempotent": true, "async": policy})).await;
+    let calls = Arc::new(AtomicU32::new(0));
+    server.engine.on_invoke(Handler::new(move |_, request| {
+        let call = calls.fetch_add(1, Ordering::SeqCst) + 1;
+        request.logs.write(format!("{call}\n").as_bytes());
+        let status = if call < 3 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+        async move { Ok(InvokeResponse::new(status, "")) }
+    }));
+    let followed = async |request: RequestBuilder| {
+        let id = accepted(request).await["id"].as_str().unwrap().to_owned();
+        let log = server.get(&format!("/v1/executions/{id}/logs?follow=true")).header("accept", "text/event-stream");
+        log.send().await.unwrap()
+    };
+    let log = followed(submission(&server, "tries")).await;
+    let _workers = workers(&server);
+    let lines = [1, 2, 3].map(|call| format!("event: log\ndata: {{\"text\":\"{call}\\n\"}}\n\n"));
+    assert_eq!(log.text().await.unwrap(), lines.concat() + "event: end\ndata: {}\n\n");
+
+    let never = followed(submission(&server, "tries").header("x-function-delay-ms", "3600000")).await;
+    server.gateway.shutdown(Duration::ZERO).await.unwrap();
+    let never = never.text().await.unwrap();
+    assert!(never.starts_with("event: error\n") && never.contains("shutting_down"), "{never}");
 }
 
 #[tokio::test]

@@ -1,10 +1,13 @@
 //! The API as a server: health, description, compression, CORS, protocols, time limits, shutdown.
 
 use std::io::Read as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flate2::read::GzDecoder;
-use function_gateway_core::InvokeResponse;
+use function_gateway_core::{
+    CallContext, FunctionExecutor as _, InvocationId, InvocationRecord, InvocationState, InvokeResponse, Principal,
+};
 use function_gateway_rest::serve::ServeOptions;
 use function_gateway_rest::{Cors, RestOptions};
 use function_gateway_testkit::{Gate, Handler, Op};
@@ -184,10 +187,15 @@ async fn an_upload_that_stands_still_is_given_up() {
     let options = RestOptions::default().with_upload_idle_timeout(Duration::from_millis(50));
     let server = Server::with_options(options).await;
     server.create("echo").await;
-    for below in ["", "/echo/invocations", "/echo/http/", "/echo/submit", "/echo/submit/http/", "/echo/validate"] {
-        let answer = server.send_half("POST", &format!("/v1/functions{below}"), "application/json").await;
-        assert!(answer.starts_with("HTTP/1.1 408"), "{below}: {answer}");
-        assert!(answer.contains("request_timeout"), "{below}: {answer}");
+    let calls = ["invocations", "http/", "submit", "submit/http/", "validate"];
+    let calls = calls.map(|call| format!("/v1/functions/echo/{call}"));
+    for path in calls.iter().map(String::as_str).chain(["/v1/functions"]) {
+        for (closes, expected, code) in
+            [(false, "HTTP/1.1 408", "request_timeout"), (true, "HTTP/1.1 499", "cancelled")]
+        {
+            let answer = server.send_half("POST", path, "application/json", closes).await;
+            assert!(answer.starts_with(expected) && answer.contains(code), "{path}: {answer}");
+        }
     }
     assert_eq!(server.engine.count(Op::Invoke), 0);
 }
@@ -335,7 +343,34 @@ async fn what_takes_longer_than_the_grace_is_given_up_and_recorded() {
     server.stopped().await;
     server.gateway.shutdown(Duration::ZERO).await.unwrap();
     let answer = call.await.unwrap().unwrap();
+    let id = header(&answer, "x-function-invocation-id").parse().unwrap();
     problem(answer, 499, "cancelled").await;
+    assert_eq!(recorded(&server, id).await.state, InvocationState::Cancelled);
+}
+
+#[tokio::test]
+async fn a_stream_that_takes_longer_than_the_grace_is_broken_off_and_recorded() {
+    let serve = ServeOptions::default().with_grace(Duration::from_millis(10)).with_runtimes(THREADS.clone());
+    let server = Server::with(Setup { serve, ..Setup::default() }).await;
+    server.create_with("stream", json!({"streaming": true})).await;
+    let gate = Gate::new();
+    server.engine.on_invoke(Handler::stream(["one", "two"], &gate));
+    gate.release(1);
+    let mut answer = server.invoke("stream", "").await;
+    let id = header(&answer, "x-function-invocation-id").parse().unwrap();
+    assert_eq!(answer.chunk().await.unwrap().unwrap(), "one");
+    server.stop();
+    server.stopped().await;
+    server.gateway.shutdown(Duration::ZERO).await.unwrap();
+    assert!(answer.chunk().await.is_err(), "it does not look whole");
+    let record = recorded(&server, id).await;
+    assert_eq!((record.state, record.response_bytes), (InvocationState::Cancelled, 3));
+}
+
+/// A record of a gateway that is shut down.
+async fn recorded(server: &Server, id: InvocationId) -> Arc<InvocationRecord> {
+    let ada = Principal::new("acme".parse().unwrap(), "ada".parse().unwrap()).with_scope("read");
+    server.gateway.execution(&CallContext::new(ada), id).await.unwrap()
 }
 
 #[tokio::test]
