@@ -1,5 +1,6 @@
 //! Stores that fail, hang or panic: what clients are told, and what goes on.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -234,6 +235,8 @@ struct Troubled {
     records: Arc<dyn InvocationStore>,
     /// After how many more reads, and which.
     trouble: Mutex<Option<(usize, Trouble)>>,
+    /// How often there was trouble.
+    met: AtomicUsize,
 }
 
 impl Troubled {
@@ -247,7 +250,10 @@ impl Troubled {
 
     fn next(&self) -> Option<Trouble> {
         match &mut *self.trouble.lock().unwrap() {
-            Some((0, trouble)) => Some(*trouble),
+            Some((0, trouble)) => {
+                self.met.fetch_add(1, Ordering::SeqCst);
+                Some(*trouble)
+            }
             Some((reads, _)) => {
                 *reads -= 1;
                 None
@@ -308,7 +314,8 @@ impl InvocationStore for Troubled {
 /// A server with the function `echo`, and its records.
 async fn with_troubled() -> (Server, Arc<Troubled>) {
     let store = Arc::new(MemoryStore::new(GatewayId::generate()));
-    let troubled = Arc::new(Troubled { records: store.clone(), trouble: Mutex::default() });
+    let troubled =
+        Arc::new(Troubled { records: store.clone(), trouble: Mutex::default(), met: AtomicUsize::default() });
     let records = Arc::clone(&troubled);
     let gateway = |builder: GatewayBuilder| builder.store(store.clone()).invocation_store(records).queue(store);
     let server = Server::with(Setup { gateway: Box::new(gateway), ..Setup::default() }).await;
@@ -369,6 +376,21 @@ async fn an_export_that_is_broken_off_does_not_look_whole() {
     }
     records.heal();
     assert_eq!(export().await.unwrap().lines().count(), 257);
+}
+
+#[tokio::test]
+async fn a_log_is_followed_through_the_time_in_which_a_store_fails() {
+    let (server, records) = with_troubled().await;
+    let submit = server.request(Method::POST, "/v1/functions/echo/submit").header("x-function-delay-ms", "3600000");
+    let id = header(&submit.send().await.unwrap(), "x-function-invocation-id").to_owned();
+    let log = server.get(&format!("/v1/executions/{id}/logs?follow=true")).header("accept", "text/event-stream");
+    let log = log.send().await.unwrap();
+    records.trouble_after(0, Trouble::Fails);
+    until("it has met with trouble twice", async || records.met.load(Ordering::SeqCst) >= 2).await;
+    records.heal();
+    let cancelled = server.request(Method::POST, &format!("/v1/executions/{id}/cancel")).send().await.unwrap();
+    assert_eq!(cancelled.status(), StatusCode::ACCEPTED);
+    assert_eq!(log.text().await.unwrap(), "event: end\ndata: {}\n\n");
 }
 
 #[tokio::test]
