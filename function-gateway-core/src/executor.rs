@@ -14,11 +14,11 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::body::{Interrupt, Reclaim, by_deadline, timeout};
 use crate::host::Host;
-use crate::invocation::unlisted_secret;
+use crate::invocation::{in_one_piece, unlisted_secret};
 use crate::middleware::Endpoint;
 use crate::route::Serving;
 use crate::time::monotonic_now;
-use crate::watch::{Followed, whole_log};
+use crate::watch::{Followed, kept_log};
 use crate::{
     Action, Body, BoxStream, CallContext, CallState, Cancellation, Deadline, Delivery, DeploymentState, DriverRequest,
     Error, ErrorKind, FunctionKey, FunctionRef, Gateway, Invocation, InvocationId, InvocationRecord, InvokeRequest,
@@ -106,19 +106,18 @@ pub trait FunctionExecutor: std::fmt::Debug + Send + Sync + 'static {
     ///
     /// Whoever submitted it may, and else whoever may read executions.
     ///
-    /// - While the call runs in this process, and its driver tells the log of each call
-    ///   ([`invocation_logs`](crate::DriverCapabilities::invocation_logs)): what is there now and, with `follow`, what comes,
-    ///   until the log is closed at the end of the call. An end that may be the start of a secret comes once it is known
-    ///   not to be.
-    /// - Else what its record holds, at once. That is nothing where nothing was logged or kept, and without `follow` where it
-    ///   has not ended.
-    /// - With `follow`, one that is queued, is to be tried again or runs in another process is followed until it has ended: the
-    ///   log of each attempt that is made in this process and of the last one, which the record holds, wherever that was
-    ///   made. What is logged in another process is there at the end, up to a second later where the store does not tell.
+    /// - Without `follow`, what is there now: of a call that runs in this process, and whose driver tells the log of each call
+    ///   ([`invocation_logs`](crate::DriverCapabilities::invocation_logs)), what it has logged so far; else what its record
+    ///   holds, which is nothing before its end.
+    /// - With `follow`, what comes too. A call that nobody submitted and that runs in this process, as above, is followed until
+    ///   its log is closed. Any other is followed until its record is final: one that is queued, is to be tried again or runs
+    ///   in another process. That is the log of each attempt which is made in this process, and of the last one wherever that
+    ///   was made: what another process logs is there at the end, up to a second later.
     ///
-    /// The stream has no deadline of its own. One that ends with an error is not complete: [`ErrorKind::ShuttingDown`];
-    /// [`ErrorKind::Cancelled`] where its reader stands still while 16 attempts begin; [`ErrorKind::Lost`] of one that nobody
-    /// submitted and whose record says that it runs past all of its time; or an error of the store that does not pass.
+    /// An end that may be the start of a secret comes once it is known not to be. The stream has no deadline of its own. One
+    /// that ends with an error is not complete: [`ErrorKind::ShuttingDown`]; [`ErrorKind::Cancelled`] where its reader stands
+    /// still while 16 attempts begin; [`ErrorKind::Lost`] of one that nobody submitted and whose record says that it runs past
+    /// all of its time; or an error of the store that does not pass.
     ///
     /// What goes past `record.max_log_bytes` of the specification is not kept, and so not in it. Of several running calls
     /// with one id, which a caller may bring, it is the log of what the reader has submitted, or of the one that came last.
@@ -324,16 +323,14 @@ impl FunctionExecutor for Gateway {
             if !follow || call.submitter.is_none() {
                 return Ok(call.state.read_logs(follow));
             }
-            let (tenant, function) = (cx.tenant().clone(), call.revision.function);
-            let submitter = call.submitter;
-            return Ok(host.follow_logs(Followed { id, tenant, function, submitter, over_at: None }));
+            return Ok(host.follow_logs(Followed::of_call(call)));
         }
         // Looked at last: a call leaves the list once its record was handed to the store.
         let record = self.execution(cx, id).await?;
         if !follow || record.state.is_final() {
-            return Ok(whole_log(Some(&record)));
+            return Ok(in_one_piece(kept_log(&record)));
         }
-        Ok(host.follow_logs(host.followed(&record).await?))
+        Ok(host.follow_logs(host.to_follow(&record).await?))
     }
 
     async fn check_payload(

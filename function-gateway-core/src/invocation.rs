@@ -575,8 +575,7 @@ impl CallState {
     /// The log from its start: what is there and, where it is followed, what comes until it is closed.
     pub(crate) fn read_logs(self: Arc<Self>, follow: bool) -> BoxStream<'static, Result<Bytes>> {
         if !follow {
-            let (logged, _) = self.logged_from(0);
-            return Box::pin(stream::iter((!logged.is_empty()).then_some(Ok(logged))));
+            return in_one_piece(self.logged());
         }
         Box::pin(stream::unfold((self, 0), |(call, at)| async move {
             let logged = loop {
@@ -592,6 +591,11 @@ impl CallState {
             (!logged.is_empty()).then_some((Ok(logged), (call, read)))
         }))
     }
+}
+
+/// A log that is there, as a stream.
+pub(crate) fn in_one_piece(logged: Bytes) -> BoxStream<'static, Result<Bytes>> {
+    Box::pin(stream::iter((!logged.is_empty()).then_some(Ok(logged))))
 }
 
 impl fmt::Debug for CallState {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
-use crate::{CallState, InvocationId, PrincipalId, Revision, TenantId};
+use crate::{CallState, Error, ErrorKind, InvocationId, PrincipalId, Result, Revision, TenantId};
 
 /// The calls that run, by their ids. Clones are handles to the same list.
 ///
@@ -18,14 +19,20 @@ pub(crate) struct RunningCalls(Arc<Mutex<List>>);
 #[derive(Default)]
 struct List {
     /// A caller may bring an id twice, so the id alone names no call.
-    calls: BTreeMap<(InvocationId, u64), RunningCall>,
+    calls: BTreeMap<Key, RunningCall>,
     /// Those who wait for attempts of an invocation.
-    followers: BTreeMap<(InvocationId, u64), mpsc::Sender<RunningCall>>,
+    followers: BTreeMap<Key, mpsc::Sender<RunningCall>>,
     next: u64,
 }
 
+type Key = (InvocationId, u64);
+
+fn keys_of(id: InvocationId) -> RangeInclusive<Key> {
+    (id, 0)..=(id, u64::MAX)
+}
+
 impl List {
-    fn next(&mut self, id: InvocationId) -> (InvocationId, u64) {
+    fn next(&mut self, id: InvocationId) -> Key {
         self.next += 1;
         (id, self.next)
     }
@@ -53,7 +60,7 @@ impl RunningCalls {
         let mut list = self.list();
         let key = list.next(state.id);
         if call.submitter.is_some() && !list.followers.is_empty() {
-            let followers = list.followers.extract_if((state.id, 0)..=(state.id, u64::MAX), |_, follower| {
+            let followers = list.followers.extract_if(keys_of(state.id), |_, follower| {
                 // Who has let too many pass is told so.
                 follower.try_send(call.clone()).is_err()
             });
@@ -67,7 +74,7 @@ impl RunningCalls {
     /// A tenant's call of an id: what the reader has submitted, or the one that came last.
     pub(crate) fn find(&self, tenant: &TenantId, id: InvocationId, reader: &PrincipalId) -> Option<RunningCall> {
         let list = self.list();
-        let same_id = list.calls.range((id, 0)..=(id, u64::MAX)).map(|(_, call)| call);
+        let same_id = list.calls.range(keys_of(id)).map(|(_, call)| call);
         let of_tenant = same_id.filter(|call| call.revision.key.tenant == *tenant);
         of_tenant.max_by_key(|call| call.submitter.as_ref() == Some(reader)).cloned()
     }
@@ -77,7 +84,7 @@ impl RunningCalls {
         let (sender, attempts) = mpsc::channel(Attempts::MOST);
         let mut list = self.list();
         let key = list.next(id);
-        for (_, call) in list.calls.range((id, 0)..=(id, u64::MAX)).filter(|(_, call)| call.submitter.is_some()) {
+        for (_, call) in list.calls.range(keys_of(id)).filter(|(_, call)| call.submitter.is_some()) {
             let _ = sender.try_send(call.clone());
         }
         list.followers.insert(key, sender);
@@ -99,7 +106,7 @@ impl fmt::Debug for RunningCalls {
 /// Keeps a call on the list. Dropped at the end of the call, it closes the call's log.
 pub(crate) struct Running {
     calls: RunningCalls,
-    key: (InvocationId, u64),
+    key: Key,
     state: Arc<CallState>,
 }
 
@@ -116,7 +123,7 @@ impl Drop for Running {
 /// Attempts of one invocation, in the order in which they began.
 pub(crate) struct Attempts {
     calls: RunningCalls,
-    key: (InvocationId, u64),
+    key: Key,
     attempts: mpsc::Receiver<RunningCall>,
 }
 
@@ -124,26 +131,30 @@ impl Attempts {
     /// How many may wait for a reader who stands still: each holds its log.
     const MOST: usize = 16;
 
-    /// Waits for the next one. `None` where more have begun than may wait. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Option<RunningCall> {
-        self.attempts.recv().await
+    /// Waits for the next one. An error where more have begun than may wait. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<RunningCall> {
+        self.attempts.recv().await.ok_or_else(too_slow)
     }
 
-    /// The next one, where it has begun already. An error where more have begun than may wait.
-    pub(crate) fn begun(&mut self) -> Result<Option<RunningCall>, ()> {
+    /// As [`next`](Self::next), where it has begun already.
+    pub(crate) fn begun(&mut self) -> Result<Option<RunningCall>> {
         match self.attempts.try_recv() {
             Ok(call) => Ok(Some(call)),
             Err(TryRecvError::Empty) => Ok(None),
-            Err(TryRecvError::Disconnected) => Err(()),
+            Err(TryRecvError::Disconnected) => Err(too_slow()),
         }
     }
 }
 
 impl Drop for Attempts {
     fn drop(&mut self) {
-        let left = self.calls.list().followers.remove(&self.key);
-        drop(left);
+        self.calls.list().followers.remove(&self.key);
     }
+}
+
+fn too_slow() -> Error {
+    let message = "the reader of the log did not read on, and more attempts have begun than may wait";
+    Error::new(ErrorKind::Cancelled, message)
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use http::{StatusCode, header};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
@@ -17,10 +16,10 @@ use crate::queue::{not_dead, not_queued, read_headers};
 use crate::route::Serving;
 use crate::worker::Claim;
 use crate::{
-    Acceptance, Accepted, Action, AsyncPolicy, CallContext, CallState, Cancelling, DeadLetterFilter, Delivery, Due,
-    Error, ErrorClass, ErrorKind, EventRef, Failure, FunctionId, FunctionKey, FunctionName, FunctionRef, Gateway,
-    Generation, IdempotencyKey, InvocationId, InvocationQueue, InvocationRecord, InvocationState, InvokeRequest,
-    InvokeResponse, Origin, Page, PageRequest, Principal, Progress, QueueDepth, QueueLimits, QueueState,
+    Acceptance, Accepted, Action, AsyncPolicy, CallContext, CallState, Cancelling, DeadLetterFilter, Deadline,
+    Delivery, Due, Error, ErrorClass, ErrorKind, EventRef, Failure, FunctionId, FunctionKey, FunctionName, FunctionRef,
+    Gateway, Generation, IdempotencyKey, InvocationId, InvocationQueue, InvocationRecord, InvocationState,
+    InvokeRequest, InvokeResponse, Origin, Page, PageRequest, Principal, Progress, QueueDepth, QueueLimits, QueueState,
     QueuedInvocation, Result, Retry, Revision, Sequence, StoredAnswer, StoredRequest, Submission, Violation, Work,
 };
 
@@ -322,14 +321,11 @@ impl Host {
             .with_due(due)
             .with_limits(self.queue_limits());
         let id = acceptance.submission.id;
-        let accepted = by_deadline(cx.deadline(), pin!(queue.accept(acceptance))).await.map_err(|error| {
-            let is_late = error.kind() == ErrorKind::DeadlineExceeded;
-            let error = if is_late { error.with_delivery(Delivery::Unknown) } else { error };
-            match error.delivery() {
-                // The commit was under way: it is to be found under its id where it was done.
-                Delivery::Unknown => error.with_context("invocation", id.to_string()),
-                _ => error,
-            }
+        let accepted = accepted_by(cx.deadline(), queue.accept(acceptance)).await;
+        let accepted = accepted.map_err(|error| match error.delivery() {
+            // It is to be found under its id where it was committed.
+            Delivery::Unknown => error.with_context("invocation", id.to_string()),
+            _ => error,
         })?;
         match accepted {
             Accepted::New { .. } => {
@@ -424,8 +420,11 @@ impl Host {
             }
         });
         // From its end on, the execution minds the caller's deadline itself.
-        let accepted = pin!(accepted.map(|_| Ok(())));
-        by_deadline(cx.deadline(), accepted).await.map_err(|error| error.with_delivery(Delivery::Unknown))?;
+        let accepting = async {
+            let _ = accepted.await;
+            Ok(())
+        };
+        accepted_by(cx.deadline(), accepting).await?;
         executed.await.unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Internal, "the task that executes the invocation has ended before its time"))
         })
@@ -579,6 +578,14 @@ fn idempotency(key: &str, request: &StoredRequest, payload: &[u8]) -> Result<Ide
     hash.update(payload);
     let fingerprint: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(IdempotencyKey::new(key, fingerprint))
+}
+
+/// Has the queue accept something in the caller's time. Past it, nobody knows whether it was committed.
+async fn accepted_by<T>(deadline: Option<Deadline>, accepting: impl Future<Output = Result<T>>) -> Result<T> {
+    by_deadline(deadline, pin!(accepting)).await.map_err(|error| match error.kind() {
+        ErrorKind::DeadlineExceeded => error.with_delivery(Delivery::Unknown),
+        _ => error,
+    })
 }
 
 fn in_progress(id: InvocationId) -> Error {

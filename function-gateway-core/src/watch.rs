@@ -8,12 +8,13 @@ use futures_util::{TryStreamExt as _, stream};
 use tokio::time::Instant;
 
 use crate::host::{Host, shutting_down};
+use crate::invocation::in_one_piece;
 use crate::queue::not_queued;
 use crate::running::{Attempts, RunningCall};
 use crate::worker::lost;
 use crate::{
-    BoxStream, CallContext, CallState, Deadline, Error, ErrorKind, FunctionId, InvocationId, InvocationRecord,
-    InvocationState, PrincipalId, QueueSignal, Result, TenantId, Timestamp,
+    BoxStream, CallContext, CallState, Deadline, Error, FunctionId, InvocationId, InvocationRecord, InvocationState,
+    PrincipalId, QueueSignal, Result, TenantId, Timestamp,
 };
 
 /// How a wait for an invocation's end has ended.
@@ -43,7 +44,6 @@ struct Looks {
 impl Looks {
     const FIRST: Duration = Duration::from_millis(50);
     const MOST: Duration = Duration::from_secs(1);
-
     const LEAST: Duration = Duration::from_millis(1);
 
     /// From before the first look on, so that no ending in between is missed.
@@ -113,14 +113,14 @@ impl Host {
             let Some(mut follower) = follower else { return Ok::<_, Error>(None) };
             Ok(Some(match follower.next().await? {
                 LogPart::Attempt(attempt) => (attempt.read_logs(true), Some(follower)),
-                LogPart::Last(record) => (whole_log(record.as_deref()), None),
+                LogPart::Last(logged) => (in_one_piece(logged), None),
             }))
         });
         Box::pin(parts.try_flatten())
     }
 
-    /// What is followed of an execution that has not ended by its record.
-    pub(crate) async fn followed(&self, record: &InvocationRecord) -> Result<Followed> {
+    /// What is to be followed of an execution that has not ended, by its record.
+    pub(crate) async fn to_follow(&self, record: &InvocationRecord) -> Result<Followed> {
         let (tenant, function) = (record.key.tenant.clone(), record.function);
         let is_submitted = record.lineage.is_some();
         let revision = match is_submitted {
@@ -135,25 +135,35 @@ impl Host {
     }
 }
 
-/// The log that a record has, where it has one.
-pub(crate) fn whole_log(record: Option<&InvocationRecord>) -> BoxStream<'static, Result<Bytes>> {
-    Box::pin(stream::iter(record.map(kept_log).filter(|bytes| !bytes.is_empty()).map(Ok)))
-}
-
-fn kept_log(record: &InvocationRecord) -> Bytes {
+/// The log that a record has.
+pub(crate) fn kept_log(record: &InvocationRecord) -> Bytes {
     record.logs.as_ref().map(|logs| logs.bytes.clone()).unwrap_or_default()
 }
 
 /// Of which execution the log is followed. A caller may bring the id of another's, so the id alone says too little.
 pub(crate) struct Followed {
-    pub(crate) id: InvocationId,
-    pub(crate) tenant: TenantId,
-    pub(crate) function: FunctionId,
+    id: InvocationId,
+    tenant: TenantId,
+    function: FunctionId,
     /// Who submitted it, where somebody did.
-    pub(crate) submitter: Option<PrincipalId>,
+    submitter: Option<PrincipalId>,
     /// When one that nobody submitted has ended at the latest, where that is known: the record of one whose gateway was killed
     /// stays `running`.
-    pub(crate) over_at: Option<Timestamp>,
+    over_at: Option<Timestamp>,
+}
+
+impl Followed {
+    /// The invocation of which an attempt runs here.
+    pub(crate) fn of_call(call: RunningCall) -> Self {
+        let RunningCall { revision, state, submitter } = call;
+        Self {
+            id: state.id,
+            tenant: revision.key.tenant.clone(),
+            function: revision.function,
+            submitter,
+            over_at: None,
+        }
+    }
 }
 
 /// Follows the log of an execution over all its attempts.
@@ -174,7 +184,15 @@ enum LogPart {
     /// The log of an attempt that is made in this process.
     Attempt(Arc<CallState>),
     /// The last: what the record has, where it was not read yet.
-    Last(Option<Arc<InvocationRecord>>),
+    Last(Bytes),
+}
+
+/// How an execution is found.
+enum Look {
+    Open,
+    Ended(Arc<InvocationRecord>),
+    /// It is kept no longer.
+    Gone,
 }
 
 impl LogFollower {
@@ -184,11 +202,13 @@ impl LogFollower {
     async fn next(&mut self) -> Result<LogPart> {
         let mut is_time = true;
         loop {
-            if is_time && let Some(last) = self.look().await? {
+            let found = if is_time { self.look().await? } else { Look::Open };
+            if !matches!(found, Look::Open) {
                 // What began before that end may not be read yet.
-                return Ok(match self.begun()? {
-                    Some(attempt) => LogPart::Attempt(attempt),
-                    None => LogPart::Last(last.filter(|record| !self.has_read(record))),
+                return Ok(match (self.begun()?, found) {
+                    (Some(attempt), _) => LogPart::Attempt(attempt),
+                    (None, Look::Ended(record)) if !self.has_read(&record) => LogPart::Last(kept_log(&record)),
+                    (None, _) => LogPart::Last(Bytes::new()),
                 });
             }
             let Self { host, attempts, looks, closes, read, .. } = self;
@@ -200,7 +220,7 @@ impl LogFollower {
             };
             let began = async {
                 match attempts {
-                    Some(attempts) => attempts.next().await.ok_or_else(too_slow),
+                    Some(attempts) => attempts.next().await,
                     None => std::future::pending().await,
                 }
             };
@@ -218,37 +238,35 @@ impl LogFollower {
         }
     }
 
-    /// The record once it has ended, or `None` in it where it is there no longer.
-    async fn look(&self) -> Result<Option<Option<Arc<InvocationRecord>>>> {
-        let Followed { id, tenant, over_at, .. } = &self.followed;
-        Ok(match self.host.invocations.get(tenant, *id).await {
-            Ok(Some(record)) if record.state.is_final() => Some(Some(record)),
-            Ok(None) => Some(None),
-            Ok(Some(_)) if over_at.is_some_and(|at| self.host.clock.now() > at) => return Err(lost()),
-            // It waits for another attempt, which is not made here any more.
-            Ok(Some(record))
-                if record.state == InvocationState::Queued && self.host.lifetime.closing.is_cancelled() =>
-            {
-                return Err(shutting_down());
-            }
-            Ok(Some(_)) => None,
+    async fn look(&self) -> Result<Look> {
+        let Followed { id, tenant, .. } = &self.followed;
+        match self.host.invocations.get(tenant, *id).await {
+            Ok(Some(record)) if record.state.is_final() => Ok(Look::Ended(record)),
+            Ok(Some(record)) => self.given_up(&record).map_or(Ok(Look::Open), Err),
+            Ok(None) => Ok(Look::Gone),
             // It may be told at the next look.
-            Err(error) if error.is_transient() => None,
-            Err(error) => return Err(error),
-        })
+            Err(error) if error.is_transient() => Ok(Look::Open),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Why nothing more is to be waited for, of an execution that has not ended.
+    fn given_up(&self, record: &InvocationRecord) -> Option<Error> {
+        if self.followed.over_at.is_some_and(|at| self.host.clock.now() > at) {
+            return Some(lost());
+        }
+        // It waits for another attempt, which is not made here any more.
+        let is_queued = record.state == InvocationState::Queued;
+        (is_queued && self.host.lifetime.closing.is_cancelled()).then(shutting_down)
     }
 
     /// An attempt that has begun and is not read yet.
     fn begun(&mut self) -> Result<Option<Arc<CallState>>> {
-        while let Some(attempts) = &mut self.attempts {
-            match attempts.begun() {
-                Ok(Some(call)) => {
-                    if let Some(attempt) = self.take(call) {
-                        return Ok(Some(attempt));
-                    }
-                }
-                Ok(None) => break,
-                Err(()) => return Err(too_slow()),
+        while let Some(attempts) = &mut self.attempts
+            && let Some(call) = attempts.begun()?
+        {
+            if let Some(attempt) = self.take(call) {
+                return Ok(Some(attempt));
             }
         }
         Ok(None)
@@ -268,11 +286,4 @@ impl LogFollower {
     fn has_read(&self, record: &InvocationRecord) -> bool {
         self.read.as_ref().is_some_and(|read| read.attempts() == record.attempts && read.logged() == kept_log(record))
     }
-}
-
-fn too_slow() -> Error {
-    Error::new(
-        ErrorKind::Cancelled,
-        "the reader of the log did not read on, and more attempts have begun than may wait",
-    )
 }

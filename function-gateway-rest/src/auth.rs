@@ -8,6 +8,7 @@ pub mod jwt;
 mod this_machine;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -18,7 +19,7 @@ use http::{HeaderMap, HeaderValue};
 
 pub use api_key::{ApiKeyAuthenticator, MintedKey};
 pub use host::{Anonymous, HostPrincipal};
-pub use this_machine::{ThisMachine, is_loopback};
+pub use this_machine::ThisMachine;
 
 /// Finds out who makes a request.
 ///
@@ -73,6 +74,20 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Whether a host as it stands in a URL is this machine: `localhost`, or a loopback address.
+///
+/// ```
+/// use function_gateway_rest::auth::is_loopback;
+///
+/// assert!(["localhost", "127.0.0.1", "[::1]"].into_iter().all(is_loopback));
+/// assert!(!is_loopback("localhost.example.com"));
+/// ```
+#[must_use]
+pub fn is_loopback(host: &str) -> bool {
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// The error for a credential that is not valid, for whatever reason.

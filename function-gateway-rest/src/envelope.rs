@@ -56,8 +56,8 @@ impl StreamId {
 /// `method`, `path`, `status`, `took_us`, `request_id` and, where it is known, `tenant` and `principal`.
 pub(crate) fn envelope(request: Request, next: Next) -> impl Future<Output = Response> + Send {
     let unfit = unfit_host(&request);
-    enclosed(request, move |request| match unfit {
-        Some(reason) => Either::Left(ready(not_right(reason))),
+    in_envelope(request, move |request| match unfit {
+        Some(reason) => Either::Left(ready(bad_request(reason))),
         None => Either::Right(caught(next.run(request))),
     })
 }
@@ -65,14 +65,14 @@ pub(crate) fn envelope(request: Request, next: Next) -> impl Future<Output = Res
 /// The answer to a request that no router gets.
 #[cfg(feature = "serve")]
 pub(crate) fn refused(request: Request, reason: &'static str) -> impl Future<Output = Response> + Send {
-    enclosed(request, move |_| ready(not_right(reason)))
+    in_envelope(request, move |_| ready(bad_request(reason)))
 }
 
-fn not_right(reason: &'static str) -> Response {
+fn bad_request(reason: &'static str) -> Response {
     Problem::from(Error::new(ErrorKind::InvalidArgument, reason)).into_response()
 }
 
-fn enclosed<F>(mut request: Request, answer: impl FnOnce(Request) -> F) -> impl Future<Output = Response> + Send
+fn in_envelope<F>(mut request: Request, answer: impl FnOnce(Request) -> F) -> impl Future<Output = Response> + Send
 where
     F: Future<Output = Response> + Send,
 {
@@ -117,8 +117,16 @@ where
     }
 }
 
-/// Why two readers could take a request for one of different hosts (RFC 9112, section 3.2; RFC 9113, section 8.3.1). One that names
-/// none is a server's to refuse: those who make requests of a router by hand need not name any.
+/// Why a server refuses a request of HTTP/1.1 without a host (RFC 9112, section 3.2). Those who make requests of a router by hand need
+/// not name any.
+#[cfg(feature = "serve")]
+pub(crate) fn missing_host(request: &Request) -> Option<&'static str> {
+    let is_missing = request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST);
+    is_missing.then_some("the request has no `Host`; one is needed")
+}
+
+/// Why two readers could take a request for one of different hosts (RFC 9112, section 3.2; RFC 9113, section 8.3.1). It is asked
+/// by the server, for all that a host has beside the API, and by the API, which may be behind another server.
 pub(crate) fn unfit_host(request: &Request) -> Option<&'static str> {
     let mut hosts = request.headers().get_all(header::HOST).iter().map(HeaderValue::as_bytes);
     match (hosts.next(), hosts.next()) {

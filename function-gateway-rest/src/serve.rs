@@ -20,7 +20,7 @@ use bytes::{Buf, Bytes};
 use function_gateway_core::{Error, ErrorKind, Result};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use http::{Version, header};
+use http::Version;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -32,7 +32,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep};
 use tower::ServiceExt as _;
 
-use crate::envelope::{refused, unfit_host};
+use crate::envelope::{missing_host, refused, unfit_host};
 
 pub use threads::Threads;
 
@@ -43,7 +43,7 @@ pub struct ServeOptions {
     /// How long a client may take to send the head of a request, and how long a connection may be without one. A client of HTTP/2
     /// is told first, and has up to 5 s more to let go. Default: 30 s.
     pub header_timeout: Duration,
-    /// The largest head of a request, in bytes; 8 KiB at least. Default: 64 KiB.
+    /// The largest head of a request, in bytes; no less than [`MIN_HEADER_BYTES`](Self::MIN_HEADER_BYTES). Default: 64 KiB.
     pub max_header_bytes: usize,
     /// How many connections there are at most; further ones wait to be accepted. Default: 10,000.
     pub max_connections: usize,
@@ -58,9 +58,9 @@ pub struct ServeOptions {
     /// Runtimes that serve the connections, with their I/O and time enabled. Default: none, and [`serve`] does it on the runtime that
     /// it is called on.
     ///
-    /// Give one of a single thread for each processor, as [`Threads`] are, and a request stays on its thread from its head to the end of its answer, the
-    /// connection to a function of the driver `local-process` included. On a runtime of several threads it is handed from one processor to
-    /// another at each step, which takes a fifth to a third more processor time (`docs/performance.md` has the figures). [`serve`] has an
+    /// Give one of a single thread for each processor, as [`Threads`] are, and a request stays on its thread from its head to the end of
+    /// its answer, the connection to a function of the driver `local-process` included. On a runtime of several threads it is handed from
+    /// one processor to another at each step, which takes a fifth to a third more processor time (`docs/performance.md` has the figures). [`serve`] has an
     /// example.
     ///
     /// A new connection goes to the runtime that has the fewest of this server. What a request does in its own task is done there,
@@ -88,6 +88,9 @@ impl Default for ServeOptions {
 }
 
 impl ServeOptions {
+    /// The least bound on a head, as hyper has it.
+    pub const MIN_HEADER_BYTES: usize = 8192;
+
     /// Sets how long a client may take to send the head of a request.
     #[must_use]
     pub fn with_header_timeout(mut self, timeout: Duration) -> Self {
@@ -138,10 +141,8 @@ impl ServeOptions {
     }
 }
 
-/// hyper adds it to the time of the day.
+/// hyper adds it to an instant, and panics where the sum overflows.
 const NEVER: Duration = Duration::from_secs(86400 * 365);
-/// hyper's least buffer for HTTP/1 heads.
-const MIN_HEADER_BYTES: usize = 8192;
 /// Between two tries to accept where the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// For a client of HTTP/2 to let go of a connection without a request, once it is told to.
@@ -286,7 +287,7 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for On {
 
 fn builder(options: &ServeOptions) -> auto::Builder<On> {
     let mut builder = auto::Builder::new(On(Handle::current()));
-    let header_bytes = options.max_header_bytes.max(MIN_HEADER_BYTES);
+    let header_bytes = options.max_header_bytes.max(ServeOptions::MIN_HEADER_BYTES);
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -313,10 +314,7 @@ async fn connection(
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request: Request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(axum::extract::ConnectInfo(peer));
-        let unfit = match request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST) {
-            true => Some("the request has no `Host`; one is needed"),
-            false => unfit_host(&request),
-        };
+        let unfit = missing_host(&request).or_else(|| unfit_host(&request));
         let stream = counted.begin(request.version());
         let router = router.clone();
         async move {
@@ -345,12 +343,12 @@ async fn connection(
                 biased;
                 ended = connection.as_mut() => Some(ended),
                 signal = signals.next() => {
-                    let reason = match signal.flatten() {
-                        Some(Overdue::Unread) => "a client is cut off that does not read on",
-                        Some(Overdue::Idle) if closing.is_some() => "a client is cut off that does not let go",
-                        _ => "",
+                    let cut_off = match signal.flatten() {
+                        Some(Overdue::Unread) => Some("a client is cut off that does not read on"),
+                        Some(Overdue::Idle) if closing.is_some() => Some("a client is cut off that does not let go"),
+                        _ => None,
                     };
-                    if !reason.is_empty() {
+                    if let Some(reason) = cut_off {
                         tracing::debug!(target: "function_gateway::rest", %peer, "{reason}");
                         return;
                     }
@@ -430,8 +428,11 @@ impl Streams {
         if state.is_http1 {
             None
         } else if state.under_way == 0 {
-            let bound = closing.map_or(bounds.idle, |_| bounds.idle.min(LET_GO));
-            Some((Some(closing.map_or(state.idle_since, |at| at.max(state.idle_since))), bound, Overdue::Idle))
+            let (since, bound) = match closing {
+                Some(at) => (at.max(state.idle_since), bounds.idle.min(LET_GO)),
+                None => (state.idle_since, bounds.idle),
+            };
+            Some((Some(since), bound, Overdue::Idle))
         } else {
             Some(((state.unread > 0).then_some(state.unread_since), bounds.unread, Overdue::Unread))
         }

@@ -114,7 +114,7 @@ pub(crate) struct Limits {
     pub(crate) header_timeout_ms: NonZeroU64,
     pub(crate) document_timeout_ms: NonZeroU64,
     pub(crate) upload_idle_timeout_ms: NonZeroU64,
-    pub(crate) reader_pause_ms: NonZeroU64,
+    pub(crate) max_reader_pause_ms: NonZeroU64,
     pub(crate) write_timeout_ms: NonZeroU64,
     pub(crate) manage_wait_ms: u64,
     pub(crate) driver_timeout_ms: NonZeroU64,
@@ -217,8 +217,6 @@ pub(crate) enum DriverKind {
 /// The name of the driver that there is where none is configured.
 const DEFAULT_DRIVER: &str = "local";
 
-/// As small as the library has it.
-const MIN_HEADER_BYTES: usize = 8192;
 const MIN_LEASE_MARGIN_MS: u64 = 1000;
 
 impl Config {
@@ -248,8 +246,9 @@ impl Config {
             let reason = format!("is at most workers.concurrency, which is {}", self.workers.concurrency);
             return Err(sources.wrong("workers.max_per_tenant", &reason));
         }
-        if self.limits.max_header_bytes < MIN_HEADER_BYTES {
-            return Err(sources.wrong("limits.max_header_bytes", &format!("is at least {MIN_HEADER_BYTES}")));
+        let least = rest::serve::ServeOptions::MIN_HEADER_BYTES;
+        if self.limits.max_header_bytes < least {
+            return Err(sources.wrong("limits.max_header_bytes", &format!("is at least {least}")));
         }
         if self.queue.lease_margin_ms < MIN_LEASE_MARGIN_MS {
             let reason = format!("is at least {MIN_LEASE_MARGIN_MS}: the end of a call has to be written in this time");

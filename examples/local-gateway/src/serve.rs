@@ -57,11 +57,11 @@ pub(crate) async fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
     Welcome { config, file: file.as_deref(), address, samples: &samples }.show()?;
     welcomed.store(true, Ordering::Relaxed);
 
-    let grace = Duration::from_millis(config.limits.shutdown_grace_ms);
     let threads = config.threads.map_or_else(Threads::for_each_processor, Threads::start);
     let threads =
         threads.map_err(|error| Failure::new(Exit::GatewayFailed, format!("can't start the threads: {error}")))?;
     let options = serve_options(config).with_runtimes(threads.runtimes());
+    let grace = options.grace;
     let serving = async {
         let served = serve(listener, api.router(), options, stop.cancelled()).await;
         stop.cancel();
@@ -154,7 +154,7 @@ fn gateway_config(config: &Config) -> GatewayConfig {
     gateway.max_queued = limits.max_queued;
     gateway.default_total_timeout = Duration::from_millis(limits.total_timeout_ms);
     gateway.default_idle_timeout = Duration::from_millis(limits.idle_timeout_ms);
-    gateway.max_reader_pause = Duration::from_millis(limits.reader_pause_ms.get());
+    gateway.max_reader_pause = Duration::from_millis(limits.max_reader_pause_ms.get());
     gateway.default_manage_wait = Duration::from_millis(limits.manage_wait_ms);
     gateway.driver_timeout = Duration::from_millis(limits.driver_timeout_ms.get());
     gateway.default_ready_timeout = Duration::from_millis(limits.ready_timeout_ms);
@@ -386,13 +386,10 @@ mod tests {
             let (rest, serve) = (rest_options(config).unwrap(), serve_options(config));
             format!("{:?}{rest:?}{serve:?}", gateway_config(config))
         };
-        // What has another name there.
-        let names =
-            [("shutdown_grace", "grace"), ("reader_pause", "max_reader_pause"), ("manage_wait", "default_manage_wait")];
         for limit in settings::of("limits") {
             let set = shown(&settings::with(limit, "123456"));
             let limit = limit.trim_start_matches("limits.").trim_end_matches("_ms");
-            let name = names.iter().find(|(ours, _)| *ours == limit).map_or(limit, |(_, name)| name);
+            let name = limit.trim_start_matches("shutdown_");
             // As a number, or as milliseconds.
             let holds = [": 123456", ": 123.456s"].iter().any(|value| {
                 let field = format!("{name}{value}");

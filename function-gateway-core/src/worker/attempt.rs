@@ -190,7 +190,15 @@ impl Host {
         };
         let policy = policy_of(submission, Some(&serving));
         let is_awaited = call.is_some();
-        if !is_awaited && let Some(error) = too_late(&taken.invocation, &policy, started_at) {
+        let late = match &call {
+            // It took all of the caller's time to be accepted.
+            Some((cx, _)) if cx.deadline().is_some_and(Deadline::has_passed) => {
+                Some(timeout("total", Delivery::NotSent))
+            }
+            Some(_) => None,
+            None => too_late(&taken.invocation, &policy, started_at),
+        };
+        if let Some(error) = late {
             return Ok(Outcome::unsent(started_at, Some(serving), error));
         }
         let mut request = match submission.request.with_payload(submission.payload.clone()) {
@@ -199,10 +207,6 @@ impl Host {
         };
         let (cx, extensions) = call.unwrap_or_else(|| (context(submission), http::Extensions::new()));
         request.extensions = extensions;
-        if is_awaited && cx.deadline().is_some_and(Deadline::has_passed) {
-            // It took all of the caller's time to be accepted.
-            return Ok(Outcome::unsent(started_at, Some(serving), timeout("total", Delivery::NotSent)));
-        }
         // Its own, so that whoever ends this one does not end all that its caller does under the same signal.
         let (cancellation, of_caller) = (Cancellation::new(), cx.cancellation().cloned());
         let _cancellable = self.cancellations.enter(submission.id, &cancellation);

@@ -1,7 +1,7 @@
 //! Callers without a credential: those on this machine, and no page of the web that a browser on it shows.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use async_trait::async_trait;
 use axum::extract::ConnectInfo;
@@ -10,7 +10,7 @@ use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN, VIA};
 use http::request::Parts;
 use http::uri::Authority;
 
-use super::{Anonymous, Authenticated, Authenticator};
+use super::{Anonymous, Authenticated, Authenticator, is_loopback};
 
 /// From where the page is that makes a browser send a request (Fetch Metadata). Loopback addresses get it without TLS too.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -25,7 +25,8 @@ const PASSED_ON: [HeaderName; 6] = [
     HeaderName::from_static("x-real-ip"),
 ];
 
-/// Takes every request of this machine for one of the same principal: for trials, with a server that listens on a loopback address.
+/// Takes every request of this machine for one of the same principal: for trials, with a server that listens on a loopback
+/// address.
 ///
 /// Who is connected it knows from `ConnectInfo<SocketAddr>` among the request's extensions, where [`serve`](crate::serve) puts it and
 /// axum's own server can. Without it the address that the server listens on has to keep others out.
@@ -34,6 +35,7 @@ const PASSED_ON: [HeaderName; 6] = [
 /// address itself, or by a name of the page's own that it has lead here (DNS rebinding). The second is told by `Host`, the first
 /// by `Origin` and, where a page makes the browser send none (an image, a script, a link), by `Sec-Fetch-Site`. By a proxy on this
 /// machine it can be reached from everywhere, which the headers tell that proxies set.
+///
 /// All of these are refused with [`ErrorKind::PermissionDenied`].
 #[derive(Debug, Clone)]
 pub struct ThisMachine {
@@ -93,20 +95,6 @@ impl Authenticator for ThisMachine {
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
-}
-
-/// Whether a host as it stands in a URL is this machine: `localhost`, or a loopback address.
-///
-/// ```
-/// use function_gateway_rest::auth::is_loopback;
-///
-/// assert!(["localhost", "127.0.0.1", "[::1]"].into_iter().all(is_loopback));
-/// assert!(!is_loopback("localhost.example.com"));
-/// ```
-#[must_use]
-pub fn is_loopback(host: &str) -> bool {
-    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

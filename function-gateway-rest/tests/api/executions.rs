@@ -129,3 +129,21 @@ async fn the_log_of_an_execution_is_followed_while_it_runs() {
     assert_eq!(next().await, "event: end\ndata: {}\n\n");
     assert_eq!(call.await.unwrap().unwrap().status(), StatusCode::OK);
 }
+
+#[tokio::test]
+async fn an_export_has_each_execution_once_however_many_there_are() {
+    let server = Server::start().await;
+    server.create("echo").await;
+    let mut made = Vec::new();
+    // More than twice what is read of the store at once.
+    for _ in 0..520 {
+        let answer = server.invoke("echo", "").await;
+        made.push(header(&answer, "x-function-invocation-id").to_owned());
+    }
+    let export = server.get("/v1/executions/export").send().await.unwrap().text().await.unwrap();
+    let lines = export.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut exported: Vec<_> = lines.map(|record| record["id"].as_str().unwrap().to_owned()).collect();
+    made.sort_unstable();
+    exported.sort_unstable();
+    assert_eq!(exported, made);
+}

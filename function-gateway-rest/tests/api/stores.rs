@@ -14,7 +14,7 @@ use function_gateway_core::{
 };
 use function_gateway_testkit::Handler;
 use reqwest::{Method, StatusCode};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::common::{Server, Setup, anonymous, broken, header, problem, spec, store_fails, until};
 
@@ -342,24 +342,6 @@ async fn a_gateway_is_not_ready_while_its_store_does_not_answer() {
         records.heal();
         becomes(StatusCode::OK).await;
     }
-}
-
-#[tokio::test]
-async fn an_export_has_each_execution_once_however_many_there_are() {
-    let server = Server::start().await;
-    server.create("echo").await;
-    let mut made = Vec::new();
-    // More than twice what is read of the store at once.
-    for _ in 0..520 {
-        let answer = server.invoke("echo", "").await;
-        made.push(header(&answer, "x-function-invocation-id").to_owned());
-    }
-    let export = server.get("/v1/executions/export").send().await.unwrap().text().await.unwrap();
-    let lines = export.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let mut exported: Vec<_> = lines.map(|record| record["id"].as_str().unwrap().to_owned()).collect();
-    made.sort_unstable();
-    exported.sort_unstable();
-    assert_eq!(exported, made);
 }
 
 #[tokio::test]

@@ -269,8 +269,7 @@ fn a_log_is_followed_until_the_execution_ends() {
     assert!(follow.wait().unwrap().success());
     assert!(call.wait().unwrap().success());
 
-    let later = ["invoke", "talks", "--async", "--delay", "1s", "-o", "json"];
-    let submitted = gateway.client(&later).ends_with(0).json();
+    let submitted = gateway.client(&["invoke", "talks", "--async", "-o", "json"]).ends_with(0).json();
     let followed = gateway.client(&["executions", "logs", submitted["id"].as_str().unwrap(), "-f"]).ends_with(0);
     assert_eq!(followed.out, "begun\nended\n");
 }
