@@ -19,21 +19,6 @@ use crate::common::{Setup, cx, function, gateway, gateway_with, name, over, prin
 
 type Log = BoxStream<'static, Result<bytes::Bytes>>;
 
-/// A function that logs each of its texts, and waits at the gate after it.
-fn logging(texts: &'static [&'static str], gate: &Gate) -> Handler {
-    let gate = gate.clone();
-    Handler::new(move |_, request| {
-        let gate = gate.clone();
-        async move {
-            for text in texts {
-                request.logs.write(text.as_bytes());
-                gate.pass().await;
-            }
-            Ok(InvokeResponse::new(StatusCode::OK, ""))
-        }
-    })
-}
-
 /// Not recorded: what can be read of it can be read while it runs.
 fn unrecorded() -> FunctionSpec {
     let mut spec = spec();
@@ -89,7 +74,7 @@ async fn rest(log: Log) -> String {
 #[tokio::test]
 async fn a_log_is_followed_to_the_end_of_the_call() {
     let gate = Gate::new();
-    let setup = with_function(spec(), logging(&["one\n", "two\n", "three\n"], &gate)).await;
+    let setup = with_function(spec(), Handler::logging(&["one\n", "two\n", "three\n"], &gate)).await;
     let (id, call) = setup.start();
     soon(gate.reached_by(1)).await;
     let mut log = setup.logs(id, true).await.unwrap();
@@ -109,7 +94,7 @@ async fn a_log_is_followed_to_the_end_of_the_call() {
 #[tokio::test]
 async fn what_a_follower_has_not_read_at_the_end_it_reads_then() {
     let gate = Gate::new();
-    let setup = with_function(spec(), logging(&["one\n", "two\n"], &gate)).await;
+    let setup = with_function(spec(), Handler::logging(&["one\n", "two\n"], &gate)).await;
     let (id, call) = setup.start();
     soon(gate.reached_by(1)).await;
     let mut begun = setup.logs(id, true).await.unwrap();
@@ -152,7 +137,7 @@ async fn those_who_follow_at_once_all_read_everything() {
 #[tokio::test]
 async fn without_following_a_log_is_what_is_there() {
     let gate = Gate::new();
-    let setup = with_function(spec(), logging(&["one\n", "two\n"], &gate)).await;
+    let setup = with_function(spec(), Handler::logging(&["one\n", "two\n"], &gate)).await;
     let (id, call) = setup.start();
     soon(gate.reached_by(1)).await;
     assert_eq!(setup.read(id, false).await.unwrap(), "one\n");
@@ -164,7 +149,7 @@ async fn without_following_a_log_is_what_is_there() {
 async fn after_the_end_a_log_is_that_of_the_record() {
     let open = Gate::new();
     open.open();
-    let setup = with_function(spec(), logging(&["one\n", "two\n"], &open)).await;
+    let setup = with_function(spec(), Handler::logging(&["one\n", "two\n"], &open)).await;
     let (id, call) = setup.start();
     soon(call).await.unwrap().unwrap();
     for follow in [false, true] {
@@ -200,7 +185,7 @@ impl Middleware for Knows {
 async fn no_secret_is_in_a_log_that_is_followed_wherever_it_is_cut() {
     let gate = Gate::new();
     let setup = gateway_with(|builder| builder.middleware(Arc::new(Knows("canary")))).await;
-    setup.create(spec(), logging(&["a can", "ary, a ca", "t\n", "the canar"], &gate)).await;
+    setup.create(spec(), Handler::logging(&["a can", "ary, a ca", "t\n", "the canar"], &gate)).await;
     let (id, call) = setup.start();
     soon(gate.reached_by(1)).await;
     let mut log = setup.logs(id, true).await.unwrap();
@@ -220,7 +205,7 @@ async fn no_secret_is_in_a_log_that_is_followed_wherever_it_is_cut() {
 #[tokio::test]
 async fn a_log_is_of_the_own_tenant() {
     let gate = Gate::new();
-    let setup = with_function(spec(), logging(&["one\n"], &gate)).await;
+    let setup = with_function(spec(), Handler::logging(&["one\n"], &gate)).await;
     let (id, call) = setup.start();
     soon(gate.reached_by(1)).await;
     let stranger = CallContext::new(principal("other", "ada"));
@@ -249,7 +234,7 @@ impl Authorizer for NoReader {
 async fn who_may_not_read_executions_reads_no_log() {
     let gate = Gate::new();
     let setup = gateway_with(|builder| builder.authorizer(Arc::new(NoReader))).await;
-    setup.create(spec(), logging(&["one\n"], &gate)).await;
+    setup.create(spec(), Handler::logging(&["one\n"], &gate)).await;
     let (id, call) = setup.start();
     soon(gate.reached_by(1)).await;
     assert_eq!(setup.failure(id).await, ErrorKind::PermissionDenied);
@@ -260,7 +245,7 @@ async fn who_may_not_read_executions_reads_no_log() {
 
 #[tokio::test]
 async fn a_call_that_is_dropped_ends_its_log_and_leaves_nothing() {
-    let setup = with_function(unrecorded(), logging(&["one\n"], &Gate::new())).await;
+    let setup = with_function(unrecorded(), Handler::logging(&["one\n"], &Gate::new())).await;
     let (id, call) = setup.start();
     soon(setup.engine.until(|engine| engine.in_flight() == 1)).await;
     let mut log = setup.logs(id, true).await.unwrap();
@@ -346,12 +331,12 @@ async fn a_streams_log_goes_on_until_its_body_has_ended() {
 #[tokio::test]
 async fn of_two_calls_with_one_id_the_later_is_read_first() {
     let (first, second) = (Gate::new(), Gate::new());
-    let setup = with_function(unrecorded(), logging(&["first\n"], &first)).await;
+    let setup = with_function(unrecorded(), Handler::logging(&["first\n"], &first)).await;
     let id = InvocationId::generate();
     let one = setup.start_as(cx().with_invocation_id(id));
     soon(first.reached_by(1)).await;
     let followed = setup.logs(id, true).await.unwrap();
-    setup.engine.on_invoke(logging(&["second\n"], &second));
+    setup.engine.on_invoke(Handler::logging(&["second\n"], &second));
     let two = setup.start_as(cx().with_invocation_id(id));
     soon(second.reached_by(1)).await;
     assert_eq!(setup.read(id, false).await.unwrap(), "second\n");
@@ -369,7 +354,7 @@ async fn what_is_past_the_limit_is_not_in_it() {
     let gate = Gate::new();
     let mut small = spec();
     small.record.max_log_bytes = Some(6);
-    let setup = with_function(small, logging(&["one\n", "two\n"], &gate)).await;
+    let setup = with_function(small, Handler::logging(&["one\n", "two\n"], &gate)).await;
     let (id, call) = setup.start();
     soon(gate.reached_by(1)).await;
     let log = setup.logs(id, true).await.unwrap();
@@ -389,7 +374,7 @@ async fn where_the_driver_does_not_tell_logs_they_are_there_with_the_record() {
     let builder = function_gateway_core::Gateway::builder().store(Arc::clone(&setup.store)).without_reconciler();
     let gateway = builder.driver("scripted".parse().unwrap(), Arc::new(silent)).build().await.unwrap();
     let setup = Setup { gateway, ..setup };
-    setup.create(spec(), logging(&["one\n"], &gate)).await;
+    setup.create(spec(), Handler::logging(&["one\n"], &gate)).await;
     let (id, call) = setup.start();
     soon(gate.reached_by(1)).await;
     // Its caller brought the id, so there is a record already, without a log.
@@ -406,7 +391,7 @@ async fn of_a_call_that_runs_in_another_process_there_is_what_its_record_has() {
     let gate = Gate::new();
     let mut durable = spec();
     durable.record.mode = Some(RecordMode::Durable);
-    let setup = with_function(durable, logging(&["one\n"], &gate)).await;
+    let setup = with_function(durable, Handler::logging(&["one\n"], &gate)).await;
     let other = over(&setup.store, &setup.engine).build().await.unwrap();
     let (id, call) = setup.start();
     soon(gate.reached_by(1)).await;
@@ -557,7 +542,7 @@ async fn another_call_of_the_id_is_not_what_is_followed() {
     let id = setup.submit().await;
     let mut log = setup.logs(id, true).await.unwrap();
     assert!(futures_util::poll!(log.next()).is_pending());
-    setup.engine.on_invoke(logging(&["not for everybody\n"], &others));
+    setup.engine.on_invoke(Handler::logging(&["not for everybody\n"], &others));
     let gateway = setup.gateway.clone();
     let victor = CallContext::new(principal("acme", "victor")).with_invocation_id(id);
     let call = tokio::spawn(async move { gateway.invoke(&victor, &function("secret"), InvokeRequest::new("")).await });
@@ -577,7 +562,7 @@ async fn another_call_of_the_id_is_not_what_is_followed() {
 #[tokio::test]
 async fn an_attempt_that_ends_at_shutdown_ends_its_log() {
     let gate = Gate::new();
-    let setup = with_function(spec(), logging(&["one\n", "two\n"], &gate)).await;
+    let setup = with_function(spec(), Handler::logging(&["one\n", "two\n"], &gate)).await;
     let _workers = setup.gateway.start_workers(WorkerConfig::default()).unwrap();
     let id = setup.submit().await;
     let mut log = setup.logs(id, true).await.unwrap();

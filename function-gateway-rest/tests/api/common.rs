@@ -312,21 +312,6 @@ pub(crate) fn logging(text: &'static str) -> Handler {
     })
 }
 
-/// A function that logs texts, and waits at a gate after each.
-pub(crate) fn logging_at(gate: &Gate, texts: &'static [&'static str]) -> Handler {
-    let gate = gate.clone();
-    Handler::new(move |_, request| {
-        let gate = gate.clone();
-        async move {
-            for text in texts {
-                request.logs.write(text.as_bytes());
-                gate.pass().await;
-            }
-            Ok(InvokeResponse::new(StatusCode::OK, ""))
-        }
-    })
-}
-
 /// An authenticator that panics, with words that are for nobody.
 #[derive(Debug)]
 pub(crate) struct Panics;

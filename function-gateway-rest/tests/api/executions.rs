@@ -5,7 +5,7 @@ use futures_util::StreamExt as _;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::common::{Server, header, json_of, logging, logging_at, problem};
+use crate::common::{Server, header, json_of, logging, problem};
 
 /// Executions of two functions, one of which failed.
 async fn with_executions() -> Server {
@@ -113,7 +113,7 @@ async fn the_log_of_an_execution_is_followed_while_it_runs() {
     let server = Server::start().await;
     server.create("logs").await;
     let gate = Gate::new();
-    server.engine.on_invoke(logging_at(&gate, &["one\n", "two\n"]));
+    server.engine.on_invoke(Handler::logging(&["one\n", "two\n"], &gate));
     let id = "0190a5e4-0000-7000-8000-000000000002";
     let call = server.request(Method::POST, "/v1/functions/logs/invocations").header("x-function-invocation-id", id);
     let call = tokio::spawn(call.send());

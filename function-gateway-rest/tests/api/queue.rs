@@ -17,8 +17,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::common::{
-    LONG, Server, Setup, broken, header, json_of, key, logging_at, problem, remembering, store_fails, until, waiting,
-    with_config,
+    LONG, Server, Setup, broken, header, json_of, key, problem, remembering, store_fails, until, waiting, with_config,
 };
 
 fn workers(server: &Server) -> Workers {
@@ -834,7 +833,7 @@ async fn who_submitted_an_execution_may_read_its_log_while_it_runs_and_later() {
     let server = Server::start().await;
     server.create("logs").await;
     let gate = Gate::new();
-    server.engine.on_invoke(logging_at(&gate, &["one\n"]));
+    server.engine.on_invoke(Handler::logging(&["one\n"], &gate));
     let _workers = workers(&server);
     let bob = key(&server.gateway, "acme", "bob", &["invoke"]).await;
     let bob_reads = key(&server.gateway, "acme", "bob", &["read"]).await;

@@ -121,6 +121,22 @@ impl Handler {
         })
     }
 
+    /// Logs each of its texts, and waits at the gate after it; an open one lets all through. Then answers with nothing.
+    #[must_use]
+    pub fn logging(texts: &'static [&'static str], gate: &Gate) -> Self {
+        let gate = gate.clone();
+        Self::new(move |_, request| {
+            let gate = gate.clone();
+            async move {
+                for text in texts {
+                    request.logs.write(text.as_bytes());
+                    gate.pass().await;
+                }
+                Ok(InvokeResponse::new(StatusCode::OK, ""))
+            }
+        })
+    }
+
     /// Never answers.
     #[must_use]
     pub fn hang() -> Self {
